@@ -16,7 +16,7 @@ from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
 from downscale.moved import attribute
-from downscale.results.text_kinds import BRIEF, TEXT_KINDS
+from downscale.results.text_kinds import BRIEF, CAPTION, EXTRACTION, TEXT_KINDS
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.stage_config import PARENTED, Stage
@@ -70,8 +70,9 @@ class Evaluation:
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
     `budget` is one of those of a cluttered world: a writer is told so many words, what goes beyond
     is cut behind its last whole record, and so are the true texts.
-    `texts` are the kinds of text that reasoners read: 'caption', 'extraction' and 'brief', a
-    caption cut to the length of the extraction that the same model wrote for the question.
+    `texts` are the kinds of text that reasoners read: 'caption', 'extraction', 'perceived', an
+    extraction by the stage 'perceive', and 'brief', a caption cut to the length of the extraction
+    that the same model wrote for the question.
     `benchmarks` maps names of published benchmarks, or any name for one's own questions, to their
     files (see `downscale benchmark` and `evaluate/question_files.py`), `images` to the folders of
     their pictures, `information` to files that say what to look at and `scorers` to who judges;
@@ -89,7 +90,7 @@ class Evaluation:
         Several(0, 'what a model that sees is shown')] = ('image', 'blind', 'shuffled')
     texts: Annotated[
         tuple[Annotated[str, Choice(TEXT_KINDS, 'kind')], ...],
-        Several(0, 'the kinds of text that reasoners read')] = tuple(WRITER)
+        Several(0, 'the kinds of text that reasoners read')] = (CAPTION, EXTRACTION)
     thinking: Annotated[tuple[bool, ...],
                         Several(1, 'whether reasoners think before they answer')] = (False, True)
     pictures: Annotated[int, Range(0, 100_000, 'pictures that the report may show')] = 24
@@ -100,7 +101,7 @@ class Evaluation:
 
     def __post_init__(self):
         check(self)
-        if BRIEF in self.texts and not set(WRITER) <= set(self.texts):
+        if BRIEF in self.texts and not {CAPTION, EXTRACTION} <= set(self.texts):
             raise ValueError(f'evaluation.texts: {BRIEF!r} is cut from a caption to the length of '
                              'an extraction; ask for both as well')
 
@@ -302,6 +303,8 @@ def _stored(experiment):
         for key in ('blind', 'decay', 'forks', 'trunk'):
             if not stage[key]:
                 del stage[key]
+        if stage['name'] != 'perceive':
+            del stage['policy']
     return value
 
 

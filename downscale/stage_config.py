@@ -8,7 +8,7 @@ from downscale.data.scenes.conversations import (
     BLIND,
     LOSS_NORM,
     SHARE,
-    STAGE,
+    STAGE,  # those of which the scene world has conversations
     TURNS,
     Recipe,
 )
@@ -19,6 +19,61 @@ from downscale.values import COUNT, Choice, Range, Several, check
 # The newline may come from a parent, but it learns with `language` and has no rate of its own.
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
 PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
+
+
+TEXT_STAGES = ('text', 'reason')  # whose models answer from texts
+METHODS = ('grpo', 'rejection', 'dpo')
+_SHARE = Range(0, 1e6, 'share of a reward')
+
+
+def is_stage(reasoner: str) -> bool:
+    """Return whether a name among `Policy.reasoners` is that of a stage, and not a folder."""
+    return reasoner.rpartition('/')[2] in TEXT_STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How the stage 'perceive' learns from what it writes itself (`downscale/policy/`).
+
+    For each question it writes `group` descriptions of at most `write` tokens, at `temperature` and
+    under a `budget` of words where the world has some. Each is worth the share of the `reasoners`
+    that answer rightly from it (a stage such as 'reason' or 'w96d4/reason', or the folder of an
+    imported model; `think` tokens of thought at most, 0: none, and `answer` of answer), less
+    `length_price` for one of `write` tokens, less `leak_price` for one that hands the answer over.
+    `method` says what is learnt: 'grpo' (arXiv 2402.03300) prefers what is better than its group,
+    with ratios cut at 1 - `clip[0]` and 1 + `clip[1]` (arXiv 2503.14476); 'rejection' the best of a
+    group that answers; 'dpo' the best over the worst (arXiv 2305.18290). `kl` weighs the distance
+    from what the stage starts from; 'dpo' takes it as beta. Of `tries` times as many questions
+    those are kept first whose group disagrees. `updates` steps are taken with what was written at
+    once. `questions` is a file of one's own questions, in the place of those of the scenes.
+    """
+    reasoners: Annotated[tuple[str, ...], Several(1, 'who answers from what is written')] = (
+        'reason',)
+    method: Annotated[str, Choice(METHODS, 'method')] = 'grpo'
+    group: Annotated[int, Range(2, 1024, 'descriptions of one question')] = 8
+    temperature: Annotated[float, Range(0, 10, 'temperature', without=(0,))] = 1.0
+    write: Annotated[int, Range(1, 2 ** 20, 'tokens of a description at most')] = 64
+    think: Annotated[int, Range(0, 2 ** 20, 'tokens of a thought at most; 0 is none')] = 0
+    answer: Annotated[int, Range(1, 2 ** 20, 'tokens of an answer at most')] = 8
+    budget: Annotated[int, Range(0, 10_000, 'words of a description; 0 is no budget')] = 0
+    length_price: Annotated[float, _SHARE] = 0.0
+    leak_price: Annotated[float, _SHARE] = 1.0
+    clip: Annotated[tuple[float, float], Several(2, 'how far a ratio may fall and rise')] = (
+        0.2, 0.28)
+    kl: Annotated[float, Range(0, 1e6, 'weight of the distance from the start')] = 0.01
+    tries: Annotated[int, Range(1, 64, 'questions that are tried for one that is kept')] = 1
+    updates: Annotated[int, Range(1, 1024, 'steps with what was written at once')] = 1
+    questions: str = ''
+
+    def __post_init__(self):
+        check(self)
+        low, high = self.clip
+        if not (0 <= low < 1 and high >= 0):
+            raise ValueError(f'policy.clip {self.clip} must be how far below 1, at most all of it, '
+                             'and how far above 1 a ratio may go')
+        if self.method == 'dpo' and not self.kl:
+            raise ValueError("policy.kl is the beta of 'dpo', and 0 would teach nothing; give it "
+                             'a value such as 0.1')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +90,7 @@ class Stage:
     that goes on from this run's checkpoint with a decay of its own, as if it had been trained for
     so many steps from the start. `trunk` is the cell that such a fork left; no study sets it.
     """
-    name: STAGE
+    name: Annotated[str, Choice(tuple(STAGES), 'stage')]
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
     batch: BATCH
     length: LENGTH
@@ -58,6 +113,7 @@ class Stage:
     save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
+    policy: Policy = Policy()
 
     def __post_init__(self):
         check(self)
@@ -73,9 +129,32 @@ class Stage:
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
         # Made here for their own checks, before work starts.
-        assert self.recipe and self.shape and self.schedule
+        assert self.shape and self.schedule
+        assert self.kind.rows == 'written' or self.recipe
         self._check_buckets()
         self._check_forks()
+        self._check_policy()
+
+    def _check_policy(self):
+        policy = self.policy
+        if self.kind.rows != 'written':
+            if policy != Policy():
+                raise ValueError(f'stage {self.name} learns from given texts; `policy` is for the '
+                                 "stage 'perceive'")
+            return
+        if self.mixture or self.replay or self.buckets or self.forks:
+            raise ValueError(f'stage {self.name} writes its rows itself; leave out mixture, '
+                             'replay, buckets and forks (`policy.questions` names own questions)')
+        if self.batch % policy.group:
+            raise ValueError(f'stage {self.name}: batch {self.batch} is no whole number of groups '
+                             f'of {policy.group} ({self.batch} % {policy.group} = '
+                             f'{self.batch % policy.group})')
+        # Between two writings the model that wrote is gone: nothing could be resumed there.
+        for name, value in (('steps', self.steps), ('save_every', self.save_every)):
+            if value % policy.updates:
+                raise ValueError(f'stage {self.name}: {name} {value} must be a multiple of '
+                                 f'policy.updates {policy.updates}, for what was written is not '
+                                 'saved')
 
     def _check_forks(self):
         if self.forks and not self.decay:

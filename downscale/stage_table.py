@@ -19,8 +19,10 @@ class StageKind:
     parents: {group of parameters: the stage that it starts from}. 'tower/tower' is the stage of
         another cell: the tower is shared by all sizes of one seed.
     trainable: the groups that it trains, unless a study names others.
-    loss: 'tokens', those of the reply, or 'words', which of them a caption holds.
-    rows: 'packed', as many conversations as fit, or 'captioned', one picture and its caption.
+    loss: 'tokens', those of the reply, 'words', which of them a caption holds, or 'policy', those
+        that the model wrote itself, each weighed by what came of it.
+    rows: 'packed', as many conversations as fit, 'captioned', one picture and its caption, or
+        'written', one question and a description that the model wrote for it.
     layout: 'tiles', as the study cuts pictures, or 'flat', each squashed into one tile.
     chat: 'own', that of the study, or 'bare': where ChatML is spoken, captions without it.
     writes: the kind of text that it is tuned to write; '' for none.
@@ -50,6 +52,9 @@ STAGES = {
     'caption': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), writes='caption'),
     'extract': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'caption'), writes='extraction'),
     'reason': StageKind(parents={'language': 'text'}, trainable=('language',)),
+    # Behind 'reason', whose reasoners judge what it writes.
+    'perceive': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'extract'), loss='policy',
+                          rows='written', writes='perceived'),
 }
 # The stages that answer with the picture, the later one first: of two it is the one to ask.
 JOINT = tuple(name for name in reversed(STAGES) if STAGES[name].answers)

@@ -11,7 +11,6 @@ import numpy as np
 from downscale.analysis import costs, drops, measures
 from downscale.analysis.measures import GOLD, MODES, Missing, Scored
 from downscale.results.text_kinds import BRIEF, CAPTION, EXTRACTION
-from downscale.stage_table import WRITER
 from downscale.statistics import bootstrap
 
 EQUAL = .1   # budgets that differ by no more count as equal
@@ -181,7 +180,7 @@ def extraction_minus_caption(s: Scored, mode: str) -> Found:
     In doubt unless both writers were tuned on as many examples behind the model that answers.
     """
     tuned = _tuned_difference(s, mode)
-    counts = {kind: costs.tuned_examples(s, tuned.sizes, kind) for kind in WRITER}
+    counts = {kind: costs.tuned_examples(s, tuned.sizes, kind) for kind in (CAPTION, EXTRACTION)}
     doubt, one_sided = _budget('examples', counts)
     return Found(effect=tuned.effect, by_size=tuned.by_size, doubt=doubt, one_sided=one_sided,
                  where=f'reasoner {tuned.reasoner}, {mode}, {len(tuned.sizes)} sizes')

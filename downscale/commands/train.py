@@ -29,9 +29,10 @@ def run(args: argparse.Namespace) -> None:
     """
     _, experiments, folder = open_study(args)
     cell = find_cell(experiments, args.cell)
+    from downscale.policy import training
     from downscale.runtime import processes
     from downscale.runtime.progress import progress_bars
-    from downscale.stages import attention, training
+    from downscale.stages import attention
     from downscale.stages.folders import folder_of
     from downscale.stages.inputs import prepare
     from downscale.study.workers import use_cache

@@ -13,6 +13,7 @@ from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
 from downscale.generate.requests import Prompt, Reply, Request
 from downscale.results.items import ITEMS, LATER
+from downscale.results.text_kinds import CAPTION
 
 # One large picture in 37 tiles of 384 pixels is 16 MB; of thousands too many to hold.
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
@@ -64,8 +65,8 @@ class Wording:
     name: str
 
     def describe(self, item: Item, kind: str) -> str:
-        """Return what a perception model is asked for a 'caption' or an 'extraction'."""
-        return self.worded.describe('extract' if kind == 'extraction' else kind,
+        """Return what a perception model is asked for a `kind` of text."""
+        return self.worded.describe('caption' if kind == CAPTION else 'extract',
                                     item.question.extraction.information)
 
     def reason(self, item: Item, text: str, thinking: bool) -> str:
@@ -78,9 +79,12 @@ class Wording:
         return [self.name] if self.name else []
 
 
-def wording_of(experiment: Experiment) -> Wording:
-    """Return the `Wording` of a cell's evaluations: of scenes or, for benchmarks, of its chat."""
-    if not experiment.evaluation.benchmarks:
+def wording_of(experiment: Experiment, own: bool = False) -> Wording:
+    """Return the `Wording` of a cell's evaluations: of scenes or, for benchmarks, of its chat.
+
+    `own` says that what is asked are questions of one's own.
+    """
+    if not (own or experiment.evaluation.benchmarks):
         # Rows about scenes are older than names of wordings, and their prompt_hash stays.
         return Wording(_loaded('micro'), '')
     worded = _loaded('micro' if experiment.chat == 'micro' else 'paper')
@@ -97,9 +101,13 @@ def items_of(source: SceneSource | Sequence[Example], scenes: int) -> list[Item]
     items = []
     for index in range(scenes):
         example = source[index]
-        items += [Item(question=question, example=example, judge=partial(_judge, question),
-                       scorer=SCORER) for question in example.questions]
+        items += [item_of(example, question) for question in example.questions]
     return items
+
+
+def item_of(example: Example, question: Question) -> Item:
+    """Return a question about a scene as an item."""
+    return Item(question=question, example=example, judge=partial(_judge, question), scorer=SCORER)
 
 
 def _judge(question, text, marked):

@@ -13,6 +13,7 @@ from downscale.evaluate.answers import Item
 from downscale.evaluate.asked import Asked, Questions, informed, of_file
 from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
 from downscale.evaluate.question_files import SUFFIXES
+from downscale.results.text_kinds import EXTRACTION, PERCEIVED
 from downscale.values import unknown
 
 
@@ -58,7 +59,7 @@ def _questions(evaluation, name):
     if name in evaluation.information:
         questions = informed(questions, evaluation.information[name], numbers=False)
     lacking = [asked for asked in questions.asked if not asked.information]
-    if lacking and 'extraction' in evaluation.texts:
+    if lacking and {EXTRACTION, PERCEIVED} & set(evaluation.texts):
         raise ValueError(f'evaluation.texts names extractions, but {len(lacking)} of '
                          f'{len(questions.asked)} questions of {name} do not say what to look at; '
                          f'add evaluation.information.{name}, or leave extraction out')

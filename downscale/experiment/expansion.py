@@ -9,6 +9,7 @@ from downscale.config import Experiment
 from downscale.experiment import sweeps
 from downscale.runtime.files import PathLike, place
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
+from downscale.stage_config import is_stage
 from downscale.stage_table import STAGES
 from downscale.values import from_dict, shown, unknown
 
@@ -145,6 +146,22 @@ def _check_parents(cells):
                     raise ValueError(f'{cell.name}, stage {stage.name}, parents: '
                                      f'{unknown("stage", reference, known)}')
             before.add(f'{cell.name}/{stage.name}')
+    _check_reasoners(cells, before)
+
+
+def _check_reasoners(cells, trained):
+    """Raise ValueError where a stage is to be judged by one that no cell trains.
+
+    A stage of text starts from no stage that sees, so that none waits for itself.
+    """
+    for cell in cells:
+        for stage in cell.stages:
+            names = stage.policy.reasoners if stage.kind.rows == 'written' else ()
+            for name in filter(is_stage, names):
+                if reference_of(cell, name) not in trained:
+                    known = sorted(place for place in trained if is_stage(place))
+                    raise ValueError(f'{cell.name}, stage {stage.name}, policy.reasoners: '
+                                     f'{unknown("stage", reference_of(cell, name), known)}')
 
 
 def reference_of(cell: Experiment, reference: str) -> str:

@@ -97,11 +97,15 @@ class Engine:
         fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
         self.usable = min(wanted, most or wanted)  # slots of a lane
         self.per_lane = max(fewest, self.usable)
-        # On the host first: taken apart on a device, the model would be there twice.
-        params = forward.unstack(jax.tree.map(np.asarray, params), model.dtype)
-        where = shardings(params, mesh, model.rules) if mesh else None
-        self.params = jax.device_put(params, where)
         self.stats = Stats()
+        self.take(params)
+
+    def take(self, params: dict[str, Any]) -> None:
+        """Write with other parameters of the same shapes from now on; nothing is compiled again."""
+        # On the host first: taken apart on a device, the model would be there twice.
+        params = forward.unstack(jax.tree.map(np.asarray, params), self.model.dtype)
+        where = shardings(params, self.mesh, self.model.rules) if self.mesh else None
+        self.params = jax.device_put(params, where)
 
     def write(self, asked: Sequence[Request], decoding: Decoding = GREEDY,
               report: Callable[[int, int], object] = lambda done, total: None) -> list[Reply]:

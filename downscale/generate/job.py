@@ -35,6 +35,7 @@ class _Row:
     nats_BL: jax.Array | None
     place: int
     ids: list[int] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
 
 
 class EngineJob:
@@ -74,6 +75,7 @@ class EngineJob:
             mode=self.mode,
             thinks=self.thinks,
             forbids=bool(decoding.forbidden) or decoding.min_new > 0,
+            costs=decoding.costs,
         )
 
     def _room(self):
@@ -238,7 +240,7 @@ class EngineJob:
     def _write(self):
         """Decode until rows end; return [(index, Reply)] of those that did."""
         # 1. Decode, with as many blocks of the cache as the furthest row can reach.
-        out_BL, active_B, mind = self._decode()
+        out_BL, active_B, mind, nats_BL = self._decode()
         closes = thinking.endings(mind)
         written_B = (out_BL >= 0).sum(axis=1)
         most = int(written_B.max())
@@ -252,6 +254,8 @@ class EngineJob:
         ended = []
         for slot, row in list(self.busy.items()):
             row.ids += out_BL[slot, :written_B[slot]].tolist()
+            if nats_BL is not None:
+                row.costs += nats_BL[slot, :written_B[slot]].tolist()
             row.position += int(written_B[slot])
             counts = closes[slot], int(mind.thought_B[slot]), int(mind.answered_B[slot])
             reply = self._reply(row, active_B[slot], counts)
@@ -263,7 +267,7 @@ class EngineJob:
         return ended
 
     def _decode(self):
-        """Return numpy arrays of one call of decode: tokens [B, ROOM], active rows [B], minds."""
+        """Return numpy arrays of decode: tokens [B, ROOM], active rows [B], minds, nats."""
         engine = self.engine
         enough = len(self.busy)
         if engine.refill and self.lanes.left():
@@ -274,11 +278,11 @@ class EngineJob:
         furthest = max(row.position for row in self.busy.values())
         part, rest = self._blocks(len(edges(furthest + 1)))
         room = ROOM_TO_STOP if self.decoding.stop_strings else ROOM
-        part, out_BL, active_B = engine.call(
+        part, out_BL, active_B, nats_BL = engine.call(
             programs.decode, engine.params, part, self.rules, engine.by_lane(alive),
             np.int32(room), np.int32(enough), options=self.options)
         self._join(part, rest)
-        return jax.device_get((out_BL, active_B, self.slots.mind))
+        return jax.device_get((out_BL, active_B, self.slots.mind, nats_BL))
 
     def _reply(self, row, active, counts):
         """Return the Reply of a row that has ended, else None.
@@ -288,7 +292,9 @@ class EngineJob:
         text_of = self.engine.encoder.text
         ids = row.ids
         finish = 'length'
+        stop = -1
         if not active and ids[-1] in self.stops:
+            stop = ids[-1]
             ids = ids[:-1]
             finish = 'stop'
         cut = self.decoding.stop_strings and requests.first_stop(ids, text_of,
@@ -298,6 +304,7 @@ class EngineJob:
         if cut:
             keep, text = cut
             ids = ids[:keep]
+            row.costs = row.costs[:keep]
             finish = 'string'
             # How much the call wrote behind the string must leave no trace.
             counts = thinking.recount(self.mode, self.asked[row.index].think, ids, counts[0])
@@ -317,6 +324,8 @@ class EngineJob:
             thought=thought,
             answered=answered,
             spelled=spelled,
+            stop=stop,
+            costs=tuple(row.costs),
         )
 
     def _nats(self, row):

@@ -66,13 +66,15 @@ class DecodeOptions:
     """What a program of `decode` is compiled for.
 
     Columns of its output (`room`), how tokens are chosen, and the rules of thoughts. Where no row
-    `thinks`, or no rule `forbids` a token, the passes over all logits for that are left out.
+    `thinks`, no rule `forbids` a token, or nobody asks what a token `costs`, the passes over all
+    logits for that are left out.
     """
     room: int
     sampling: Sampling
     mode: thinking.Thinking
     thinks: bool
     forbids: bool
+    costs: bool = False
 
 
 class DecodingRules(NamedTuple):
@@ -264,8 +266,9 @@ def _nats(model, params, x_BLD, rows, lanes, scored):
 @partial(jax.jit, static_argnames=('model', 'options'), donate_argnames='slots')
 def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: jax.Array,
            steps: jax.Array, enough: jax.Array, *, model: Vlm,
-           options: DecodeOptions) -> tuple[Slots, jax.Array, jax.Array]:
-    """Return (slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
+           options: DecodeOptions) -> tuple[Slots, jax.Array, jax.Array, jax.Array | None]:
+    """Return (slots, tokens [B, room] with -1 where none was written, whether rows are active [B],
+    the nats of these tokens where `options.costs`).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is
     left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is
@@ -275,9 +278,10 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
     slots = slots._replace(active_B=slots.active_B & alive_B)
     begun_B = slots.active_B
     out_BL = jnp.full((len(alive_B), options.room), -1, jnp.int32)
+    nats_BL = jnp.zeros(out_BL.shape, jnp.float32) if options.costs else None
 
     def unfinished(carry):
-        t, slots, _ = carry
+        t, slots, _, _ = carry
         ended = (begun_B & ~slots.active_B).sum()
         fits = jnp.where(slots.active_B, slots.position_B, 0).max() < live
         return (
@@ -291,9 +295,9 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
             & fits)
 
     def write(carry):
-        t, slots, out_BL = carry
+        t, slots, out_BL, nats_BL = carry
         # 1. A token for every slot: an idle one costs as much, and the product needs company.
-        token_B, k, v = _next(model, params, slots, rules, options)
+        token_B, nats_B, k, v = _next(model, params, slots, rules, options)
         # 2. A stop token ends its row: it is returned, but is no part of thought or answer.
         active_B = slots.active_B
         stopped_B = rules.stops_V[token_B]
@@ -303,6 +307,8 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
         # 3. Column t of what is returned; rows that had ended keep -1 there.
         out_BL = jax.lax.dynamic_update_index_in_dim(
             out_BL, jnp.where(active_B, token_B, -1), t, 1)
+        if options.costs:
+            nats_BL = jax.lax.dynamic_update_index_in_dim(nats_BL, nats_B, t, 1)
         # 4. The row ends with its stop, or with the last token that its answer may have.
         slots = Slots(
             k=k,
@@ -314,15 +320,16 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
             active_B=wrote_B & ~thinking.spent(mind),
             mind=mind,
         )
-        return t + 1, slots, out_BL
+        return t + 1, slots, out_BL, nats_BL
 
-    _, slots, out_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL))
-    return _placed(model, slots), out_BL, slots.active_B
+    _, slots, out_BL, nats_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL, nats_BL))
+    return _placed(model, slots), out_BL, slots.active_B, nats_BL
 
 
 def _next(model, params, slots, rules, options):
-    """Return (the next token of every slot [B], the cache with the one before: k, v).
+    """Return (the next token of every slot [B], its nats [B], the cache with the one before: k, v).
 
+    The nats, under what it was drawn from, are None unless `options.costs`.
     Bans come before `steer`, never after it: a token that a thought is forced to must win.
     """
     logits_BV, k, v = forward.step(model, params, slots.token_B, slots.position_B,
@@ -333,4 +340,9 @@ def _next(model, params, slots, rules, options):
     if options.thinks:
         logits_BV = thinking.steer(options.mode, slots.mind, rules.banned_V, logits_BV)
     token_B = choose(options.sampling, logits_BV, rules.seed, slots.sample_B, slots.step_B)
-    return token_B, k, v
+    nats_B = None
+    if options.costs:
+        scaled_BV = logits_BV / (options.sampling.temperature or 1)
+        chosen_B1 = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=1)
+        nats_B = jax.nn.logsumexp(scaled_BV, axis=-1) - chosen_B1[:, 0]
+    return token_B, nats_B, k, v

@@ -125,7 +125,8 @@ class Replies:
             value = read_json(path)
             if value['key'] == key:
                 for k, fields in value['replies'].items():
-                    replies[int(k)] = Reply(**fields | {'ids': tuple(fields['ids'])})
+                    replies[int(k)] = Reply(**fields | {
+                        name: tuple(fields[name]) for name in ('ids', 'costs') if name in fields})
         return replies
 
     def _files(self):

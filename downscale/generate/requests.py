@@ -74,6 +74,7 @@ class Decoding:
     (the text of a reply has no space around it: a stop that is only spaces needs something behind).
     `min_new` tokens come before any stop id. `forbidden` ids are never written, `banned_thinking`
     ones not in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
+    `costs` asks for the nats of every token, before top-k and top-p.
     """
     sampling: Sampling = Sampling()
     _: KW_ONLY
@@ -85,6 +86,7 @@ class Decoding:
     banned_thinking: tuple[int, ...] = ()
     nudge: float = 0.0
     reference_compat: bool = False
+    costs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,9 @@ class Reply:
     `finish` is 'stop', 'string' or 'length'; `nll` the nats of the target (NaN without one).
     `close` says how the thought ended: '' (none was asked for), 'natural', 'forced', 'open';
     `thought` and `answered` count its tokens and those of the answer; `spelled` counts the
-    `</think>` that the thought writes in other tokens than the one that closes it.
+    `</think>` that the thought writes in other tokens than the one that closes it. `stop` is
+    the token that ended the row, -1 where none did; `costs` are the nats of the tokens, `stop`
+    among them, empty unless they were asked for.
     """
     ids: tuple[int, ...]
     text: str
@@ -104,6 +108,8 @@ class Reply:
     thought: int
     answered: int
     spelled: int = 0
+    stop: int = -1
+    costs: tuple[float, ...] = ()
 
     @property
     def truncated(self) -> bool:

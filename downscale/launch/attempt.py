@@ -17,10 +17,11 @@ from downscale.experiment.expansion import cells_of
 from downscale.launch import state
 from downscale.launch.record import AttemptRecord
 from downscale.launch.spec import processes_of, steps_of
+from downscale.policy import training
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch, write_bytes
 from downscale.runtime.memory import keep_freed_memory
-from downscale.stages import attention, preflight, training
+from downscale.stages import attention, preflight
 from downscale.stages.inputs import prepare
 from downscale.study import preparation, workers
 from downscale.study.preparation import budgets_of, registered

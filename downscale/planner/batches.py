@@ -30,5 +30,7 @@ def batch_of(cell: Experiment, stage: Stage, where: Sharding) -> dict[str, jax.S
             leaves['image_index'] = (B, L, C), 'int32'
             if C > 1:
                 leaves['image_weight'] = (B, L, C), 'float32'
+        if stage.kind.rows == 'written':
+            leaves |= {'slopes': ((B, L), 'float32'), 'temperature': ((B,), 'float32')}
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
             for name, (shape, dtype) in leaves.items()}

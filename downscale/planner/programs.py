@@ -115,6 +115,8 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
             programs += [Use(name=f'{cell.name}/{stage.name}', request=request,
                              steps=stage.steps - stage.first_step)
                          for request in _trained(cell, stage, place, wish)]
+            if stage.kind.rows == 'written' and not wish.text_only:
+                programs.append(_writing(cell, stage, place))
     # A tower cell trains the shared tower and answers nothing.
     for cell in cells:
         if cell.language is not None and not cell.is_shared:
@@ -148,6 +150,24 @@ def _trained(cell, stage, place, wish):
             cell=_essence(cell, tiles),
             stage={'name': _layout(stage.name, tiles), 'trainable': groups},
         )
+
+
+def _writing(cell, stage, place):
+    """Return the decode program with which a stage writes its own rows, beside its train state.
+
+    Every device writes its share of a batch, each token a step of all of them.
+    """
+    policy = stage.policy
+    ways = math.gcd(cell.mesh.tensor, place.devices // place.hosts)
+    lanes = place.devices // ways
+    rows = math.ceil(stage.batch * policy.updates * policy.tries / lanes)
+    request = ProgramRequest(kind='decode', topology=place.name, mesh=(1, 1, ways), rows=rows,
+                             length=stage.length, tiles=0, cell=_essence(cell, 0), slots=rows)
+    # Weights and two moments in float32, and the start where the distance from it counts.
+    state = (3 + bool(policy.kl)) * 4 * sum(parts_of(cell.language, cell.vision).values())
+    return Use(name=f'{cell.name}/{stage.name} writes', request=request,
+               steps=stage.steps // policy.updates * policy.write * lanes,
+               beside=state * ways // place.devices)
 
 
 def _layout(stage, tiles):

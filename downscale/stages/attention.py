@@ -20,7 +20,7 @@ def choices(experiment: Experiment, stage: Stage, grid: Mesh,
     `stacked` says that several cells share the step. ValueError in one line where what is asked for
     cannot be.
     """
-    if stage.kind.loss != 'tokens':
+    if stage.kind.loss == 'words':
         return {}
     assert experiment.language is not None
     try:
@@ -45,7 +45,7 @@ def ideal_seconds(experiment: Experiment, stage: Stage,
     FLOPs leave out what `remat` computes again. {} where no peak is known, and without a decoder.
     """
     gpu = GPUS.get(grid.devices.flat[0].device_kind)
-    if gpu is None or stage.kind.loss != 'tokens':
+    if gpu is None or stage.kind.loss == 'words':
         return {}
     assert experiment.language is not None
     return {(shape.length, shape.tiles): train_flops(

@@ -87,7 +87,8 @@ def _check_published(study, experiment, published):
 def in_world(experiment: Experiment) -> bool:
     """Return whether a stage or the evaluation of a cell is about the scene world."""
     asked = experiment.asks and not experiment.evaluation.benchmarks
-    return asked or any(not stage.mixture for stage in experiment.stages)
+    return asked or any(not (stage.mixture or stage.policy.questions)
+                        for stage in experiment.stages)
 
 
 @cache

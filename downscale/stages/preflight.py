@@ -10,6 +10,7 @@ import jax
 from downscale.config import Experiment
 from downscale.runtime.files import place
 from downscale.runtime.mounts import FAILURE, mounted, origin_of
+from downscale.stage_config import is_stage
 from downscale.stages.inputs import corpus
 from downscale.train.lazy_leaves import open_leaves
 
@@ -35,11 +36,14 @@ def check(experiment: Experiment) -> None:
         if stage.mixture:
             with _named(stage.mixture):
                 corpus(stage.mixture).record(0)
-    for folder in sorted(set(experiment.imports.values())):
+    reasoners = {name for stage in experiment.stages if stage.kind.rows == 'written'
+                 for name in stage.policy.reasoners if not is_stage(name)}
+    for folder in sorted({*experiment.imports.values(), *reasoners}):
         with _named(folder):
             _read_tensor(folder)
     asked = experiment.evaluation
     files = [*asked.benchmarks.values(), *asked.information.values(), *asked.images.values()]
+    files += [stage.policy.questions for stage in experiment.stages if stage.policy.questions]
     if experiment.tokenizer:
         files.append(experiment.tokenizer)
     for path in files:

@@ -43,11 +43,12 @@ def _nothing_to_do(folder, experiment):
 
 def train_stage(study: PathLike, experiment: Experiment, name: str,
                 report: Callable[[int, dict], object] = lambda step, metrics: None,
-                tracker: str = 'tensorboard') -> None:
+                tracker: str = 'tensorboard', rollouts: Callable | None = None) -> None:
     """Train stage `name` of a cell to its end; resumes by itself, and skips what is done.
 
     A folder that holds another configuration is refused: ValueError says which keys differ.
-    `tracker` is a key of `trackers.WRITERS`.
+    `tracker` is a key of `trackers.WRITERS`. A stage that writes its rows itself takes them from
+    `rollouts` (study, cell, stage, its `StageRun`, folder), which is `policy.training`'s.
     """
     stage = experiment.stage(name)
     # 1. Refuse what cannot work, in all processes alike, before the folder is touched.
@@ -63,9 +64,15 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         return
     # 2. Hold the folder until the end is noted: a second run would write the same files.
     with loop.only_process(folder):
-        sampler, seed = _begin(study, experiment, stage, folder)
-        rules = model_of(experiment, name).rules
-        batches = iter(stream(sampler, seed, loop.share(grid, rules)))
+        sampler, seed = None, 0
+        if rollouts and stage.kind.rows == 'written':
+            processes.once(lambda: _open(folder, experiment))
+            batches = rollouts(study, experiment, stage, run, folder)
+            run = dataclasses.replace(run, rollouts=batches, stop=batches.stop)
+        else:
+            sampler, seed = _begin(study, experiment, stage, folder)
+            rules = model_of(experiment, name).rules
+            batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, run, lambda: start_params(study, experiment, stage, grid), batches,
                        report)
@@ -150,7 +157,7 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     """Return a hash that is equal for cells whose stage `name` can be trained together.
 
     Such cells differ in names, seeds and rates only. None where batches have several shapes, which
-    would not come in step.
+    would not come in step, and where the model writes them itself.
     """
     value = dataclasses.asdict(experiment)
     # Earlier stages may differ, which only decide where weights start; this one must not.
@@ -160,7 +167,7 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     value['stage'] = dataclasses.asdict(stage) | {'rates': None, 'trunk': ''}
     if stage.trunk:  # a fork starts from no parent, but from its trunk
         del value['stage']['parents']
-    return None if stage.buckets else hash_of(value)
+    return None if stage.buckets or stage.kind.rows == 'written' else hash_of(value)
 
 
 def one_device(experiment: Experiment) -> Mesh:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from downscale.config import Experiment
 from downscale.experiment.expansion import reference_of
+from downscale.stage_config import is_stage
 from downscale.stage_table import WRITER
 
 
@@ -39,6 +40,8 @@ def _training(cell, stage):
     """Return the task that trains one stage of a cell."""
     parents = dict.fromkeys(stage.parents.values())
     needs = [reference_of(cell, reference) for reference in parents]
+    if stage.kind.rows == 'written':
+        needs += [reference_of(cell, name) for name in stage.policy.reasoners if is_stage(name)]
     if stage.trunk:
         needs.append(f'{stage.trunk}/{stage.name}')
     return Task(

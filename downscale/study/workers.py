@@ -31,7 +31,7 @@ def run_task(study: str | Path, task: Task, writers: Any, report: Callable[[int,
              tracker: str = 'tensorboard') -> None:
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale.evaluate.run import evaluate
-    from downscale.stages import training
+    from downscale.policy import training
     if task.kind == 'train':
         total = task.experiment.stage(task.stage).steps
         training.train_stage(study, task.experiment, task.stage, lambda step, row: report(

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,20 @@ class Log:
     Every process reads the metrics, and fails where they are not finite; process 0 writes them, and
     to a tracker. A row of `timing.jsonl` says when its session `began` (Unix time) and how many
     `cells` shared the program, and thus its `seconds` since then. With `ideal` (see `StageRun`) it
-    has `mfu`, the share of its seconds that the same FLOPs take at the devices' peak.
+    has `mfu`, the share of its seconds that the same FLOPs take at the devices' peak. `shares`
+    tells what else of so many seconds went where.
     """
 
     def __init__(self, folder: Path, first: int, tokens: int, tracker: str,
                  bits: dict[str, int] | None = None,
-                 ideal: dict[tuple[int, int], float] | None = None) -> None:
+                 ideal: dict[tuple[int, int], float] | None = None,
+                 shares: Callable[[float], dict[str, float]] | None = None) -> None:
         self.tokens = tokens
         # Speed is that of this session: what earlier ones have read does not count.
         self.before = tokens
         self.bits = bits or {}  # checkpoints from before there were any have none
         self.ideal = ideal or {}
+        self.shares = shares
         self.shapes = deque()  # (tokens, tiles of a row) of batches whose step is not written yet
         self.best = 0.0  # seconds that the steps of this session would take at the peak
         self.waited = 0.0
@@ -102,6 +105,8 @@ class Log:
             seconds = time.perf_counter() - self.began
             speed = {'tokens_per_s': (self.tokens - self.before) / seconds,
                      'input_share': self.waited / seconds}
+            if self.shares:
+                speed |= self.shares(seconds)
             if self.ideal:
                 speed['mfu'] = self.best / seconds
             self.tracker.write(step + 1, speed)

@@ -81,17 +81,22 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
         first = int(state['step'])
         rows = share(run.mesh, rules)
         log = stack.enter_context(contextlib.closing(Log(
-            folder, first, meta['tokens'], run.tracker, meta.get('bits'), run.ideal)))
+            folder, first, meta['tokens'], run.tracker, meta.get('bits'), run.ideal,
+            run.rollouts.shares if run.rollouts else None)))
         stack.enter_context(processes.stepping())
         pending = None
         for step in range(first, steps):
+            if run.rollouts:  # before the step, which gives these parameters away
+                run.rollouts.take(state['params'])
             batch = log.timed(stream)
             check_supervised(run.loss, step, batch)
             factor = run.schedule.factor(step)
             rates = {group: jnp.float32(factor * rate) for group, rate in run.rates.items()}
-            batch = _on_devices(batch, rows, run.mesh, rules)
+            batch = on_devices(batch, rows, run.mesh, rules)
             read = tokens_of(batch['segments'])  # before the step, whose time it hides in
             state, metrics = step_fn(state, batch, rates)
+            if run.rollouts:
+                metrics |= run.rollouts.metrics
             # Only now, with the next step under way, wait for the metrics of the one before.
             if pending:
                 report(*log.write(*pending))
@@ -141,11 +146,16 @@ def start(manager: Any, run: StageRun, params: Callable[[], dict[str, Any]],
     shape = jax.eval_shape(lambda tree: new_state(tree, run.optimizer, run.trainable), values)
     shards = shardings(shape, run.mesh, run.model.rules)
     if fresh:
-        placed = jax.tree.map(_placed, values, shards['params'])
+        placed = on_mesh(values, shards['params'])
         state = _new_state_on(run.optimizer, run.trainable, run.mesh, run.model.rules)(placed)
         sums = jax.device_get(bits(state['params'], run.trainable))
         return state, {'tokens': 0, 'bits': {group: int(sums[group]) for group in run.trainable}}
     return checkpoint.restore(manager, abstract(shape, shards), stream)
+
+
+def on_mesh(params: dict[str, Any], where: Any) -> Any:
+    """Return parameters, as numpy or on devices, where their shardings say."""
+    return jax.tree.map(_placed, params, where)
 
 
 def _placed(leaf, sharding):
@@ -171,7 +181,7 @@ def _save(manager, state, stream, log):
     checkpoint.save(manager, state, stream, log.meta, force=True)
 
 
-def _on_devices(batch, rows_of, mesh, rules):
+def on_devices(batch, rows_of, mesh, rules):
     """Return the global batch of which `batch` holds the rows of the share `rows_of`."""
     sharding = batch_sharding(mesh, rules)
     count = len(rows_of.blocks)

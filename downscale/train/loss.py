@@ -32,6 +32,48 @@ def next_token(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array
     return _loss(x_TD, share_VD, targets_T, weights_T, names)
 
 
+def token_nats(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array], *,
+               shape: tuple[int, int], rules: Rules) -> tuple[jax.Array, jax.Array]:
+    """Return (nats of each token, entropy of what it was chosen from), float32 [B, L], no gradient.
+
+    Arguments are those of `next_token`; the first token of a row, which nothing precedes, has 0.
+    """
+    B, L, D = x_BLD.shape
+    targets_T = jnp.roll(batch['tokens'], -1, axis=1).reshape(-1)
+    x_TD = x_BLD.reshape(-1, D)
+    V = share_VD.shape[0]
+    _, names = shares('VD', shape, rules)
+    split, ring = _roles(V, names)
+    head_VD = _collect(share_VD.astype(x_TD.dtype), split, ring)
+    first = jax.lax.axis_index(split) * len(head_VD) if split else 0
+    T = len(x_TD)
+    size = _chunk(T, LOGIT_BYTES // (4 * V))
+    chunks = math.ceil(T / size)
+
+    def chunk(part):
+        x_TD, targets_T = (gather(x, 0, split) if split else x for x in part)
+        logits_TV = jnp.einsum('TD,VD->TV', x_TD, head_VD, preferred_element_type=jnp.float32)
+        most_T = _across(jax.lax.pmax, logits_TV.max(-1), split)
+        gap_TV = logits_TV - most_T[:, None]
+        target_TV = first + jnp.arange(len(head_VD)) == targets_T[:, None]
+        sum_T, mean_T, target_T = _across(jax.lax.psum, (
+            jnp.exp(gap_TV).sum(-1), (jnp.exp(gap_TV) * gap_TV).sum(-1),
+            jnp.where(target_TV, gap_TV, 0).sum(-1)), split)
+        found = jnp.stack([jnp.log(sum_T) - target_T, jnp.log(sum_T) - mean_T / sum_T])
+        # Every chip of `split` has those of all: its own are what it brought.
+        own = jax.lax.axis_index(split) * size if split else 0
+        return jax.lax.dynamic_slice_in_dim(found, own, size, axis=1)
+
+    def chunked(x):
+        padded = jnp.pad(x, [(0, chunks * size - T)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(chunks, size, *x.shape[1:])
+
+    found = jax.lax.map(chunk, (chunked(x_TD), chunked(targets_T)))
+    nats_BL, entropy_BL = found.swapaxes(0, 1).reshape(2, -1)[:, :T].reshape(2, B, L)
+    behind = [jnp.roll(x, 1, axis=1).at[:, 0].set(0) for x in (nats_BL, entropy_BL)]
+    return behind[0], behind[1]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _loss(x_TD, share_VD, targets_T, weights_T, names):
     return _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names)[0]

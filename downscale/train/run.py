@@ -22,7 +22,8 @@ class StageRun:
     `stop(step)` says whether to save and end behind a step. `tracker` is a key of
     `trackers.WRITERS`. Of every shape of a batch there is `attention` {tokens of a row: its
     program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a step with all
-    devices at their peak}.
+    devices at their peak}. `rollouts` is the stream itself where it writes with the parameters that
+    are trained (`policy/rollouts.py`).
     """
     model: Any
     loss: str
@@ -39,6 +40,7 @@ class StageRun:
     tracker: str = 'none'
     attention: dict[int, str] = field(default_factory=dict)
     ideal: dict[tuple[int, int], float] = field(default_factory=dict)
+    rollouts: Any = None
 
     def saves(self, step: int) -> bool:
         """Return whether `step` is one of those that are saved on the way."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from downscale.model.tower_words import WordModel
 from downscale.model.vlm import Vlm
 from downscale.sharding import BATCH_AXES, batch_sharding, shardings, specs
-from downscale.train.loss import next_token
+from downscale.train.loss import next_token, token_nats
 from downscale.train.optimizer import scaled, transform
 from downscale.train.state import split
 
@@ -72,7 +72,40 @@ def _placed_word_loss(model, params, batch):
     return loss.sum(), told_BL.sum().astype(jnp.float32), hits.sum().astype(jnp.float32)
 
 
-LOSSES = {'tokens': token_loss, 'words': word_loss}
+def policy_loss(model: Vlm, params: dict[str, Any],
+                batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what `token_loss` does for what the model wrote, weighed by `batch['slopes']`.
+
+    A slope is that of the objective by the log-probability of a token (see `policy/slopes.py`), so
+    that the gradient is that of the objective, while the value is not: it is known before.
+    `batch['weights']` are what the sum is divided by.
+    """
+    shape = model.language.V, model.language.D
+    loss, hits = _of_policy(model, params, batch, partial(
+        next_token, batch={'tokens': batch['tokens'], 'weights': batch['slopes']}, shape=shape,
+        rules=model.rules))
+    return loss, batch['weights'][:, 1:].sum(), hits
+
+
+def policy_nats(model: Vlm, params: dict[str, Any],
+                batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return (nats, entropy) [B, L] of every token of a batch that a policy wrote."""
+    return _of_policy(model, params, batch, partial(
+        token_nats, batch=batch, shape=(model.language.V, model.language.D), rules=model.rules))
+
+
+def _of_policy(model, params, batch, finish):
+    """Return what `finish` makes of the rows of a policy, at the temperature it wrote with."""
+    def tempered(x_BLD, share_VD):
+        # What is divided are the logits; before the head it costs nothing.
+        x_BLD = x_BLD / batch['temperature'][:, None, None].astype(x_BLD.dtype)
+        return finish(x_BLD, share_VD)
+    return model.apply(
+        {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
+        batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'), finish=tempered)
+
+
+LOSSES = {'tokens': token_loss, 'words': word_loss, 'policy': policy_loss}
 
 
 def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen: dict[str, Any],
@@ -91,9 +124,7 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
     else:
         # Only the batch axes are handled by hand; axes such as `tensor` stay out of these specs.
         shares = partial(specs, target=current, rules=model.rules)
-        by_batch = jax.tree.map(
-            lambda parts: PartitionSpec(*[_within(part, BATCH_AXES) for part in parts]),
-            (shares(moving), shares(frozen)), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+        by_batch = _by_batch((shares(moving), shares(frozen)))
 
         def per_device(moving, frozen, batch):
             grads, numbers = _sums(model, loss, accumulate, moving, frozen, batch)
@@ -112,6 +143,13 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
     # The loop refuses a batch without weight; any other caller gets 0 instead of NaN.
     weight = jnp.maximum(weight, 1e-9)
     return jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight
+
+
+def _by_batch(tree):
+    """Return PartitionSpecs with the batch axes alone, of a tree of them."""
+    return jax.tree.map(
+        lambda parts: PartitionSpec(*[_within(part, BATCH_AXES) for part in parts]),
+        tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
 def _within(part, names):
@@ -187,3 +225,26 @@ def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
 
     return jax.jit(step, donate_argnums=0,
                    in_shardings=(None, batch_sharding(mesh, model.rules), None))
+
+
+@lru_cache
+def compiled_nats(model: Vlm, mesh: Mesh, attention: tuple[tuple[int, str], ...] = ()) -> Callable:
+    """Return `policy_nats` of (params, batch) under jit, with the shardings of `mesh`.
+
+    `attention` is that of `compiled_step`.
+    """
+    programs = dict(attention)
+
+    def nats(params, batch):
+        by_shape = model
+        if programs:
+            by_shape = model.clone(attention=programs[batch['tokens'].shape[1]])
+        if mesh.size == 1:
+            return policy_nats(by_shape, params, batch)
+        by_batch = _by_batch(specs(params, mesh, model.rules))
+        rows = PartitionSpec(BATCH_AXES)
+        return jax.shard_map(partial(policy_nats, by_shape), in_specs=(by_batch, rows),
+                             out_specs=(rows, rows), axis_names=set(BATCH_AXES),
+                             check_vma=False)(params, batch)
+
+    return jax.jit(nats, in_shardings=(None, batch_sharding(mesh, model.rules)))

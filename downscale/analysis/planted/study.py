@@ -18,8 +18,8 @@ from downscale.accounting import totals
 from downscale.analysis.planted.files import write_folder
 from downscale.results.items import ITEMS, TEXTS
 from downscale.results.study import Cell, study_of
+from downscale.results.text_kinds import CAPTION, EXTRACTION
 from downscale.sizes import MICRO, SIGLIP, scale
-from downscale.stage_table import WRITER
 
 # (width, depth), by ascending parameters.
 SIZES = ((32, 2), (64, 2), (64, 4), (96, 4), (128, 4), (160, 6), (192, 6), (256, 8))
@@ -30,7 +30,7 @@ RELIANCE = {'attribute': 1., 'position': .85, 'relation': .7, 'read': .55, 'coun
 EASE = {'attribute': 2.2, 'position': 2., 'relation': 1.6, 'read': 2.2, 'count': 1.8,
         'compare': 1.5, 'fact': 2., 'origin': 1.7}
 CHANCE = .25
-KINDS = tuple(WRITER)
+KINDS = (CAPTION, EXTRACTION)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""A stage that learns from what it writes itself: rollouts, rewards, slopes."""

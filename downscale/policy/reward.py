@@ -1,0 +1,77 @@
+"""What a description is worth: whether reasoners that do not see answer rightly from it."""
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from downscale.config import Experiment
+from downscale.evaluate.answers import Item, Wording, answer_in, prompt_of
+from downscale.evaluate.runs import open_engine
+from downscale.experiment.expansion import parent_folder
+from downscale.generate.engine import Engine
+from downscale.generate.requests import Request
+from downscale.runtime.files import PathLike
+from downscale.stage_config import Policy, is_stage
+from downscale.train.checkpoint import latest
+
+# Where nobody has said what a faultless description holds, these words say the answer outright.
+_VERDICT = re.compile(
+    r'\b(?:the|correct|right|final) (?:answer|option|choice)\b|\banswer ?(?:is|:)', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A frozen model that answers from texts."""
+    engine: Engine
+    wording: Wording
+
+    def solved(self, items: Sequence[Item], texts: Sequence[str], policy: Policy) -> np.ndarray:
+        """Return the score of its answer to each item from its text, float64 [n]."""
+        # A group often writes the same: what is equal is asked once.
+        asked = dict.fromkeys(zip([item.question.item_id for item in items], texts))
+        of = {item.question.item_id: item for item in items}
+        think = bool(policy.think)
+        requests = []
+        for name, text in asked:
+            prompt = self.wording.reason(of[name], text, think)
+            requests.append(Request(prompt_of(self.engine.encoder, prompt, thinking=think),
+                                    limit=policy.answer, think=policy.think or None))
+        for key, reply in zip(list(asked), self.engine.write(requests), strict=True):
+            answer, there = answer_in(reply.text, think, reply.spelled)
+            asked[key] = of[key[0]].judge(answer, True)[2] if there else 0.0
+        return np.array([asked[item.question.item_id, text] for item, text in zip(items, texts)])
+
+
+def open_reasoners(study: PathLike, experiment: Experiment, policy: Policy, slots: int,
+                   wording: Wording) -> list[Reasoner]:
+    """Return the reasoners of a policy, over the devices of this process.
+
+    FileNotFoundError where one is not trained or not there.
+    """
+    folders = [parent_folder(study, experiment, name) if is_stage(name) else Path(name)
+               for name in policy.reasoners]
+    for folder in folders:
+        latest(folder)  # all of them, before the first is read
+    return [Reasoner(open_engine(folder, slots), wording) for folder in folders]
+
+
+def hands_over(item: Item, text: str) -> bool:
+    """Return whether a description gives the answer itself, in the place of what is seen.
+
+    Of a scene: a word of the answer that its true extraction does not hold. Of other questions: a
+    phrase such as 'the answer is'.
+    """
+    true = item.question.extraction.text
+    if not true:
+        return bool(_VERDICT.search(text))
+    held = set(true.split())
+    return any(word in text.split() for word in item.question.answer.split() if word not in held)
+
+
+def worth(policy: Policy, solved_B: np.ndarray, leaks_B: np.ndarray,
+          tokens_B: np.ndarray) -> np.ndarray:
+    """Return the reward of descriptions, float64 [B], from who solved what and their length."""
+    return (solved_B - policy.leak_price * leaks_B
+            - policy.length_price * tokens_B / policy.write)

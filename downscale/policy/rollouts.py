@@ -1,0 +1,354 @@
+"""Rollouts inside the train loop: the model writes, reasoners answer, and a batch is what they say.
+
+A stream like any other, but that it is given the parameters before each batch (`take`). What is
+written follows from the parameters, the position in the questions and the seed alone, so that a run
+that goes on from a checkpoint writes the same again. Each process writes for its own rows.
+"""
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+
+from downscale.config import Evaluation, Experiment
+from downscale.data.pipeline import packed_batch, shuffled
+from downscale.data.scenes.clutter_conversations import budgeted
+from downscale.data.scenes.clutter_telling import within
+from downscale.evaluate import public
+from downscale.evaluate.answers import Item, item_of, prompt_of, wording_of
+from downscale.evaluate.runs import own_mesh
+from downscale.generate.engine import Engine
+from downscale.generate.requests import Decoding, Prompt, Reply, Request
+from downscale.generate.sampling import Sampling
+from downscale.policy import reward, slopes
+from downscale.results.text_kinds import PERCEIVED
+from downscale.runtime import processes
+from downscale.runtime.files import PathLike, write_json
+from downscale.runtime.peers import say
+from downscale.stage_config import Stage
+from downscale.stages.inputs import encoder_of, library_of
+from downscale.train import loop
+from downscale.train.run import StageRun
+from downscale.train.step import compiled_nats
+
+SHOWN = 16  # descriptions of a writing that are kept for people to read
+GAP = 1e-4  # nats by which sampling and training may differ, in float32
+COLLAPSED = 0.1  # share of the first entropy below which a model repeats itself
+LONGER = 2.0  # times the first length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A description of `item`: its prompt, the reply, its text, and what came of it."""
+    item: Item
+    prompt: Prompt
+    reply: Reply
+    text: str
+    solved: float
+    leaks: bool
+    reward: float
+
+
+class Rollouts:
+    """The endless stream of batches that a policy writes; see `train/loop.train`.
+
+    Leaves are those of a packed batch with one row a description, and `slopes` [B, L] and
+    `temperature` [B]. `reasoners` answer from what is written.
+    """
+
+    def __init__(self, study: PathLike, experiment: Experiment, stage: Stage, run: StageRun,
+                 reasoners: Sequence[reward.Reasoner], folder: Path, seed: int) -> None:
+        self.stage = stage
+        self.policy = stage.policy
+        self.folder = folder
+        self.seed = seed
+        self.grid = run.mesh
+        self.reasoners = reasoners
+        self.model = run.model
+        self.encoder = encoder_of(study, experiment, stage.name)
+        self.wording = wording_of(experiment, bool(stage.policy.questions))
+        self.share = loop.share(run.mesh, run.model.rules)
+        self.questions = _questions_of(study, experiment, stage, seed)
+        self.groups = self._groups()
+        self.nats = compiled_nats(run.model, run.mesh, tuple(sorted(run.attention.items())))
+        self.engine = None
+        self.start = None
+        self.params = None
+        self.position = 0
+        self.first = {}
+        self.pending = deque()
+        self.metrics = {}
+        self.seconds = dict.fromkeys(('writing', 'reward', 'scoring'), 0.0)
+        self.alarmed = set()
+
+    def _groups(self):
+        """Return how many groups this process writes for a batch; ValueError where one is cut."""
+        G = self.policy.group
+        rows = self.share.rows(self.stage.batch)
+        whole = {int(row) // G for row in rows}
+        if len(whole) * G != len(rows):
+            raise ValueError(f'stage {self.stage.name}: groups of {G} rows lie across processes, '
+                             f'of which this one holds {len(rows)} of {self.stage.batch}; raise '
+                             'batch or lower policy.group')
+        return len(whole)
+
+    # --- what the loop asks ---------------------------------------------------------------------
+
+    def begin(self, start: Any) -> None:
+        """Keep the parameters that the stage began with, to measure the distance from them."""
+        self.start = start
+
+    def take(self, params: Any) -> None:
+        """Write and score with `params` from now on, which are given away by the next step."""
+        self.params = params
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self.pending:
+            self._write()
+        rows, arrays, then_BL, costs_BL = self.pending.popleft()
+        own_BL = arrays['own']
+        batch = {name: array for name, array in arrays.items() if name != 'own'}
+        begun = time.perf_counter()
+        now_BL, entropy_BL = self._scored(self.params, batch)
+        if then_BL is None:  # nothing was learnt since: these parameters wrote it
+            then_BL = now_BL
+        start_BL = self._scored(self.start, batch)[0] if self.start is not None else None
+        self.seconds['scoring'] += time.perf_counter() - begun
+        written = slopes.Written(
+            own_BL=own_BL, now_BL=now_BL, then_BL=then_BL, start_BL=start_BL,
+            reward_B=np.array([row.reward for row in rows]),
+            solved_B=np.array([row.solved for row in rows]))
+        found = slopes.slopes_of(self.policy, self.stage.loss_norm, written)
+        gap = np.abs(then_BL + costs_BL)[own_BL].max()
+        self._note(rows, written, found, float(entropy_BL[own_BL].mean()), float(gap))
+        return batch | {'slopes': found.slopes_BL.astype(np.float32),
+                        'weights': found.weights_BL.astype(np.float32)}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the place in the questions, and what alarms compare with."""
+        assert not self.pending, 'saved between two writings'  # `Stage` and `stop` see to that
+        return {'position': self.position, 'first': self.first}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.position = state['position']
+        self.first = state['first']
+
+    def stop(self, step: int) -> bool:
+        """Return whether to end behind a step: between two writings alone, as nothing else is kept.
+        """
+        return step % self.policy.updates == 0 and processes.stop(step)
+
+    def shares(self, seconds: float) -> dict[str, float]:
+        """Return the shares of so many seconds that went into writing, rewards and scoring."""
+        return {f'{name}_share': spent / seconds for name, spent in self.seconds.items()}
+
+    def close(self) -> None:
+        """Let the models go."""
+        self.engine = self.start = self.params = None
+        self.reasoners = ()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _write(self):
+        """Write the rows of the next `updates` batches, and have them answered."""
+        policy = self.policy
+        wanted = policy.updates * self.groups
+        # 1. The questions of this process, and a prompt for each.
+        each = self.stage.batch // policy.group * policy.updates * policy.tries
+        begin = self.position + jax.process_index() * wanted * policy.tries
+        numbers = range(begin, begin + wanted * policy.tries)
+        items = [self.questions[number] for number in numbers]
+        prompts = [_prompt(self.stage, self.encoder, self.wording, item) for item in items]
+        # 2. A group of descriptions for each question, every one with a randomness of its own.
+        begun = time.perf_counter()
+        requests = [Request(prompt, limit=policy.write, sample=(number * policy.group + k) % 2**32)
+                    for number, prompt in zip(numbers, prompts) for k in range(policy.group)]
+        replies = self._engine().write(requests, Decoding(
+            Sampling(policy.temperature), seed=self.seed % 2**32, costs=True))
+        self.seconds['writing'] += time.perf_counter() - begun
+        # 3. What they are worth.
+        rows = self._judged([item for item in items for _ in range(policy.group)],
+                            [prompt for prompt in prompts for _ in range(policy.group)], replies)
+        # 4. Groups that disagree first: of the others nothing is learnt.
+        differs = slopes.mixed(np.array([row.reward for row in rows]), policy.group)
+        order = np.argsort(~differs, kind='stable')[:wanted]
+        self.pending.extend(self._batches(rows, order))
+        self._keep(rows)
+        self.position += each
+
+    def _engine(self):
+        """Return the engine that writes, with the parameters of now."""
+        params = jax.tree.map(_whole, self.params)
+        if self.engine is None:
+            rows = self.policy.updates * self.groups * self.policy.tries * self.policy.group
+            self.engine = Engine(self.model, params, self.encoder,
+                                 min(rows, self.stage.batch), own_mesh())
+        else:
+            self.engine.take(params)
+        return self.engine
+
+    def _judged(self, items, prompts, replies):
+        """Return the `Row` of each reply."""
+        begun = time.perf_counter()
+        texts = [within(reply.text, self.policy.budget or None) for reply in replies]
+        solved_B = np.mean([reasoner.solved(items, texts, self.policy)
+                            for reasoner in self.reasoners], axis=0)
+        leaks_B = np.array([reward.hands_over(item, text) for item, text in zip(items, texts)])
+        tokens_B = np.array([len(reply.ids) for reply in replies])
+        worth_B = reward.worth(self.policy, solved_B, leaks_B, tokens_B)
+        self.seconds['reward'] += time.perf_counter() - begun
+        columns = zip(items, prompts, replies, texts, solved_B, leaks_B, worth_B, strict=True)
+        return [Row(item=item, prompt=prompt, reply=reply, text=text, solved=float(solved),
+                    leaks=bool(leaks), reward=float(value))
+                for item, prompt, reply, text, solved, leaks, value in columns]
+
+    def _batches(self, rows, groups):
+        """Yield (rows, arrays, log-probabilities then, the engine's nats) of the next batches."""
+        G = self.policy.group
+        for part in np.split(groups, self.policy.updates):
+            chosen = [rows[group * G + k] for group in part for k in range(G)]
+            arrays = packed_batch([[_arrays(row)] for row in chosen], self.stage.shape,
+                                  self.encoder.layout)
+            arrays['temperature'] = np.full(len(chosen), self.policy.temperature, np.float32)
+            arrays['own'] = arrays['weights'] > 0
+            costs_BL = np.zeros(arrays['own'].shape)
+            for place, row in enumerate(chosen):
+                costs_BL[place, arrays['own'][place]] = row.reply.costs
+            then_BL = None
+            if self.policy.updates > 1:
+                then_BL = self._scored(self.params, {
+                    name: array for name, array in arrays.items() if name != 'own'})[0]
+            yield chosen, arrays, then_BL, costs_BL
+
+    def _scored(self, params, batch):
+        """Return (log-probabilities, entropies) [B, L] of the rows of this process."""
+        placed = loop.on_devices(batch, self.share, self.grid, self.model.rules)
+        nats_BL, entropy_BL = map(_whole, self.nats(params, placed))
+        rows = self.share.rows(self.stage.batch)
+        return -nats_BL[rows].astype(np.float64), entropy_BL[rows]
+
+    # --- what people see ------------------------------------------------------------------------
+
+    def _note(self, rows, written, found, entropy, gap):
+        """Set the metrics of a batch, and say what is wrong with it."""
+        tokens_B = np.array([len(row.reply.ids) for row in rows])
+        # In the order of `metrics.jsonl`; 'loss' and 'accuracy' take the place of the step's own.
+        numbers = {
+            'loss': found.loss,
+            'accuracy': float(written.solved_B.mean()),
+            'reward': float(written.reward_B.mean()),
+            'mixed_groups': float(slopes.mixed(written.reward_B, self.policy.group).mean()),
+            'kl': slopes.distance(written),
+            'entropy': entropy,
+            'written_tokens': float(tokens_B.mean()),
+            'truncated': float(np.mean([row.reply.truncated for row in rows])),
+            'leaks': float(np.mean([row.leaks for row in rows])),
+            'clipped': found.clipped,
+            'sampling_gap': gap,
+        }
+        if self.start is None:
+            del numbers['kl']
+        if jax.process_count() > 1:
+            every = process_allgather(np.array(list(numbers.values())))
+            # All have as many rows; of the gap the largest counts.
+            numbers = dict(zip(numbers, every.mean(0).tolist())) | {
+                'sampling_gap': float(every[:, -1].max())}
+        self.metrics = numbers
+        self.first = self.first or {name: numbers[name] for name in ('entropy', 'written_tokens')}
+        self._alarm('entropy', entropy < COLLAPSED * self.first['entropy'],
+                    'it writes the same again and again; raise kl or the temperature')
+        self._alarm('written_tokens', tokens_B.mean() > LONGER * self.first['written_tokens'],
+                    'descriptions grow; raise length_price')
+        # bfloat16 rounds at every product, and differently in a step of one token.
+        self._alarm('sampling_gap', gap > GAP and self.model.dtype == 'float32',
+                    'sampling and training differ by more than rounding')
+
+    def _alarm(self, name, wrong, why):
+        """Say once that a figure of the batch is `wrong`."""
+        if wrong and name not in self.alarmed and processes.first():
+            self.alarmed.add(name)
+            say(f'{self.stage.name}: {name} is {self.metrics[name]:.3g}, at first '
+                f'{self.first.get(name, 0):.3g}: {why}')
+
+    def _keep(self, rows):
+        """Keep some of what was written for people, where a checkpoint was just saved."""
+        step = self.position * self.policy.group // (self.stage.batch * self.policy.tries)
+        if step % self.stage.save_every or not processes.first():
+            return
+        write_json(self.folder / 'written' / f'{step}.json', [
+            {'item_id': row.item.question.item_id, 'question': row.item.question.text,
+             'answer': row.item.question.answer, 'text': row.text, 'solved': row.solved,
+             'leaks': row.leaks, 'reward': row.reward} for row in rows[:SHOWN]])
+
+
+def check_room(study: PathLike, experiment: Experiment, stage: Stage, first: int = 64) -> None:
+    """Raise ValueError where a row has no room for one of the `first` questions and its text."""
+    questions = _questions_of(study, experiment, stage, 0)
+    encoder = encoder_of(study, experiment, stage.name)
+    wording = wording_of(experiment, bool(stage.policy.questions))
+    for number in range(first):
+        _prompt(stage, encoder, wording, questions[number])
+
+
+def _prompt(stage, encoder, wording, item):
+    """Return the prompt of a description; ValueError where no row holds both."""
+    policy = stage.policy
+    text = budgeted(wording.describe(item, PERCEIVED), policy.budget or None)
+    prompt = prompt_of(encoder, text, item.example.images)
+    tokens = len(prompt.tokens) + policy.write + 1  # and the token that ends it
+    tiles = 0 if prompt.tiles is None else len(prompt.tiles)
+    if not stage.shape.holds(tokens, tiles):
+        raise ValueError(f'stage {stage.name}: {item.question.item_id} takes up to {tokens} tokens '
+                         f'({policy.write} of them written) and {tiles} tiles, more than a row of '
+                         f'{stage.length} tokens and {stage.tiles} tiles; raise them, or lower '
+                         'policy.write')
+    return prompt
+
+
+def _whole(array):
+    """Return all of an array on the host, also where other processes hold parts of it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return process_allgather(array, tiled=True)
+
+
+def _arrays(row):
+    """Return the arrays of a description behind its prompt, as `Encoder.encode` gives them."""
+    prompt = row.prompt
+    written = (*row.reply.ids, *((row.reply.stop,) if row.reply.stop >= 0 else ()))
+    more = len(written)
+    arrays = {
+        'tokens': np.concatenate([prompt.tokens, np.array(written, np.int32)]),
+        'weights': np.repeat([0, 1], [len(prompt.tokens), more]).astype(np.float32),
+        'image_index': np.pad(prompt.image_index, [(0, more), (0, 0)], constant_values=-1),
+        'tiles': prompt.tiles}
+    if prompt.image_weight is not None:
+        arrays['image_weight'] = np.pad(prompt.image_weight, [(0, more), (0, 0)])
+    return arrays
+
+
+def _questions_of(study, experiment, stage, seed):
+    """Return the endless sequence of questions about pictures, every epoch in another order."""
+    if stage.policy.questions:
+        own = public.items(Evaluation(benchmarks={'questions': stage.policy.questions},
+                                      texts=(PERCEIVED,)))
+        items = [item for item in own if item.example.count]
+        if not items:
+            raise ValueError(f'{stage.policy.questions} has no question with a picture')
+        return shuffled(len(items), lambda index, rng: items[index], seed)
+    library = library_of(study, experiment, 'train')
+
+    def draw(index, rng):
+        example = library.example(index)
+        visual = [question for question in example.questions if question.kind == 'visual']
+        return item_of(example, visual[rng.integers(len(visual))])
+    return shuffled(len(library), draw, seed)

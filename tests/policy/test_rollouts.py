@@ -1,0 +1,204 @@
+"""Rollouts: what is written, what it is worth, and a run that is stopped anywhere and goes on."""
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from roots import ROOT
+
+from downscale.experiment import file
+from downscale.experiment.expansion import cells_of
+from downscale.policy import reward, rollouts, slopes
+from downscale.policy import training as policy_training
+from downscale.stages import training
+from downscale.stages.folders import folder_of
+from downscale.stages.inputs import encoder_of, prepare
+from downscale.stages.loading import load
+from downscale.train import checkpoint
+
+PERCEIVE = dict(batch=64, length=80, tiles=3, parents={}, trainable=('language',),
+                rates=dict(language=1e-2), warmup=0.0, save_every=2, steps=6,
+                policy=dict(group=16, write=1, kl=0.0, reasoners=('reason',)))
+CLASSES = 4
+
+
+def cell_of(**changes):
+    """A cell that begins with 'perceive', from random values; nothing else is trained."""
+    study_config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), ())
+    with study_config.unlocked():
+        del study_config['platform']
+        policy = PERCEIVE['policy'] | changes.pop('policy', {})
+        reason = study_config.stages['reason'].to_dict()
+        study_config.stages = {'reason': reason | {'parents': {}},
+                               'perceive': PERCEIVE | changes | {'policy': policy}}
+    cell, = cells_of(study_config, [{'size': 'w32d2', 'seed': 0}])
+    return cell
+
+
+class Planted:
+    """A reasoner that is right where the first word has the class of the question."""
+
+    def __init__(self, encoder, scrambled=False):
+        self.encoder = encoder
+        self.scrambled = scrambled
+        self.calls = 0
+        self.right = []
+
+    def solved(self, items, texts, policy):
+        del policy
+        self.calls += 1
+        wanted = [zlib.crc32(item.question.extraction.information.encode()) % CLASSES
+                  for item in items]
+        ids = [(self.encoder.ids(text) or [0])[0] for text in texts]
+        right = np.array([i % CLASSES == c for i, c in zip(ids, wanted)], float)
+        self.right.append(right.mean())
+        if self.scrambled:  # as often right, and for no reason
+            return np.random.default_rng(self.calls).permutation(right)
+        return right
+
+
+def run(folder, cell, reasoner, monkeypatch):
+    """Train the stage with one planted reasoner."""
+    prepare(folder, cell)
+    monkeypatch.setattr(policy_training, 'open_reasoners', lambda *_: [reasoner])
+    # The extraction of a scene never holds such words.
+    monkeypatch.setattr(reward, 'hands_over', lambda item, text: False)
+    policy_training.train_stage(folder, cell, 'perceive', tracker='none')
+    return folder_of(folder, cell, 'perceive')
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('method', ['grpo', 'rejection', 'dpo'])
+def test_the_right_policy_of_a_planted_world_is_found(tmp_path, monkeypatch, method):
+    cell = cell_of(steps=60, save_every=60, policy=dict(
+        method=method, kl=.5 if method == 'dpo' else 0.0))
+    prepare(tmp_path, cell)
+    planted = Planted(encoder_of(tmp_path, cell, 'perceive'))
+    folder = run(tmp_path, cell, planted, monkeypatch)
+    assert planted.right[0] < .5
+    assert np.mean(planted.right[-5:]) >= .95  # the best is 1
+    assert rows_of(folder)[-1]['accuracy'] == pytest.approx(planted.right[-1])
+
+
+def test_a_scrambled_reward_teaches_nothing(tmp_path, monkeypatch):
+    cell = cell_of(steps=60, save_every=60)
+    prepare(tmp_path, cell)
+    planted = Planted(encoder_of(tmp_path, cell, 'perceive'), scrambled=True)
+    run(tmp_path, cell, planted, monkeypatch)
+    assert np.mean(planted.right[-5:]) < .6
+
+
+class Killed(BaseException):
+    """What no handler of errors takes for one."""
+
+
+@pytest.mark.parametrize('where', ['rollout', 'update', 'save'])
+@pytest.mark.parametrize('updates', [1, 2])
+def test_a_run_that_is_killed_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, where,
+                                                                     updates):
+    cell = cell_of(steps=8, policy=dict(updates=updates, kl=.1, temperature=.8))
+    whole, torn = tmp_path / 'whole', tmp_path / 'torn'
+    prepare(whole, cell)
+    planted = Planted(encoder_of(whole, cell, 'perceive'))
+    one = run(whole, cell, planted, monkeypatch)
+    what, name = {'rollout': (planted, 'solved'), 'update': (slopes, 'slopes_of'),
+                  'save': (checkpoint, 'save')}[where]
+    real = getattr(what, name)
+    calls = []
+
+    def dies(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return real(*args, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(what, name, dies)
+        with pytest.raises(Killed):
+            run(torn, cell, planted, monkeypatch)
+    two = run(torn, cell, planted, monkeypatch)
+    assert (one / 'metrics.jsonl').read_bytes() == (two / 'metrics.jsonl').read_bytes()
+    for leaf, other in zip(jax.tree.leaves(load(one)[1]), jax.tree.leaves(load(two)[1]),
+                           strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    written = sorted(path.name for path in (one / 'written').iterdir())
+    assert len(written) > 1
+    for name in written:
+        assert (one / 'written' / name).read_bytes() == (two / 'written' / name).read_bytes()
+
+
+def test_sampling_and_training_agree(tmp_path, monkeypatch):
+    cell = cell_of(steps=3, batch=16, policy=dict(write=8, group=4, temperature=.7))
+    prepare(tmp_path, cell)
+    folder = run(tmp_path, cell, Planted(encoder_of(tmp_path, cell, 'perceive')), monkeypatch)
+    rows = rows_of(folder)
+    assert all(0 < row['sampling_gap'] < 1e-4 for row in rows)
+    assert all(1 <= row['written_tokens'] <= 8 for row in rows)
+    assert all(row['clipped'] == 0 for row in rows)  # what was written now is written so again
+
+
+def test_more_devices_write_and_learn_the_same(tmp_path, monkeypatch):
+    found = []
+    for axes in (dict(data=1, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=1)):
+        cell = cell_of(steps=2, batch=16, policy=dict(group=4, write=4, kl=.1))
+        folder = tmp_path / str(axes['data'])
+        prepare(folder, cell)
+        monkeypatch.setattr(training, 'grid_of', lambda _, axes=axes: loop_mesh(axes))
+        found.append(rows_of(run(folder, cell, Planted(encoder_of(folder, cell, 'perceive')),
+                                 monkeypatch)))
+    for one, two in zip(*found, strict=True):
+        assert one['reward'] == two['reward'] and one['written_tokens'] == two['written_tokens']
+        assert one['loss'] == pytest.approx(two['loss'], abs=1e-5)
+        assert one['grad_norm'] == pytest.approx(two['grad_norm'], rel=1e-3)
+
+
+def loop_mesh(axes):
+    from downscale.sharding import mesh
+    return mesh(**axes, devices=jax.devices()[:int(np.prod(list(axes.values())))])
+
+
+def test_questions_that_are_tried_leave_those_whose_group_disagrees(tmp_path, monkeypatch):
+    cell = cell_of(steps=2, batch=16, policy=dict(group=4, write=1, tries=4))
+    prepare(tmp_path, cell)
+    encoder = encoder_of(tmp_path, cell, 'perceive')
+    folder = run(tmp_path, cell, Planted(encoder), monkeypatch)
+    assert [row['mixed_groups'] for row in rows_of(folder)] == [1, 1]
+    assert load_state(folder)['position'] == 2 * 4 * 4
+
+
+def load_state(folder):
+    return json.loads((checkpoint.latest(folder) / 'data' / 'metadata').read_text())
+
+
+def test_a_description_that_no_row_holds_is_refused_before_the_study(tmp_path):
+    cell = cell_of(policy=dict(write=64))
+    prepare(tmp_path, cell)
+    with pytest.raises(ValueError, match=r'64 of them written.*row of 80 tokens.*policy.write'):
+        rollouts.check_room(tmp_path, cell, cell.stage('perceive'))
+
+
+def test_an_answer_is_handed_over_where_what_is_seen_does_not_hold_it():
+    class Extraction:
+        text, information = 'the ring is red', 'look at the ring'
+
+    class Question:
+        extraction, answer = Extraction, 'red'
+
+    class Item:
+        question = Question
+    assert not reward.hands_over(Item, 'red ring')
+    Question.answer = 'yes'
+    assert reward.hands_over(Item, 'the ring is red yes')
+    assert not reward.hands_over(Item, 'the ring is red')
+    Extraction.text = ''
+    assert reward.hands_over(Item, 'A ring. The answer is B.')
+    assert not reward.hands_over(Item, 'A ring answers to a square')
+
+
+def test_worth_is_what_is_solved_less_length_and_leaks():
+    policy = cell_of(policy=dict(write=10, length_price=.5, leak_price=.3)).stage('perceive').policy
+    found = reward.worth(policy, np.array([1, 1, 0]), np.array([0, 1, 0]), np.array([2, 10, 0]))
+    np.testing.assert_allclose(found, [.9, .2, 0])
