@@ -58,8 +58,7 @@ class Policy:
     budget: Annotated[int, Range(0, 10_000, 'words of a description; 0 is no budget')] = 0
     length_price: Annotated[float, _SHARE] = 0.0
     leak_price: Annotated[float, _SHARE] = 1.0
-    clip: Annotated[tuple[float, float], Several(2, 'how far a ratio may fall and rise')] = (
-        0.2, 0.28)
+    clip: tuple[float, float] = (0.2, 0.28)
     kl: Annotated[float, Range(0, 1e6, 'weight of the distance from the start')] = 0.01
     tries: Annotated[int, Range(1, 64, 'questions that are tried for one that is kept')] = 1
     updates: Annotated[int, Range(1, 1024, 'steps with what was written at once')] = 1

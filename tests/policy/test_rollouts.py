@@ -1,6 +1,5 @@
 """Rollouts: what is written, what it is worth, and a run that is stopped anywhere and goes on."""
 import json
-import zlib
 
 import jax
 import numpy as np
@@ -17,17 +16,20 @@ from downscale.stages.inputs import encoder_of, prepare
 from downscale.stages.loading import load
 from downscale.train import checkpoint
 
-PERCEIVE = dict(batch=64, length=80, tiles=3, parents={}, trainable=('language',),
+PERCEIVE = dict(batch=64, length=40, tiles=1, parents={}, trainable=('language',),
                 rates=dict(language=1e-2), warmup=0.0, save_every=2, steps=6,
                 policy=dict(group=16, write=1, kl=0.0, reasoners=('reason',)))
-CLASSES = 4
+
+LEARNS = dict(steps=50, save_every=50, batch=128, rates=dict(language=5e-3))
 
 
 def cell_of(**changes):
     """A cell that begins with 'perceive', from random values; nothing else is trained."""
-    study_config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), ())
+    study_config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), (
+        'data.similarity_share=0.0', 'data.train=64', 'data.validation=1', 'data.test=1'))
     with study_config.unlocked():
         del study_config['platform']
+        study_config.parametrisation = {}  # whose start is loud: it would write one word
         policy = PERCEIVE['policy'] | changes.pop('policy', {})
         reason = study_config.stages['reason'].to_dict()
         study_config.stages = {'reason': reason | {'parents': {}},
@@ -37,7 +39,7 @@ def cell_of(**changes):
 
 
 class Planted:
-    """A reasoner that is right where the first word has the class of the question."""
+    """A reasoner that is right where the first word is odd for two things, and even for one."""
 
     def __init__(self, encoder, scrambled=False):
         self.encoder = encoder
@@ -48,10 +50,9 @@ class Planted:
     def solved(self, items, texts, policy):
         del policy
         self.calls += 1
-        wanted = [zlib.crc32(item.question.extraction.information.encode()) % CLASSES
-                  for item in items]
+        wanted = [' and ' in item.question.extraction.information for item in items]
         ids = [(self.encoder.ids(text) or [0])[0] for text in texts]
-        right = np.array([i % CLASSES == c for i, c in zip(ids, wanted)], float)
+        right = np.array([i % 2 == c for i, c in zip(ids, wanted)], float)
         self.right.append(right.mean())
         if self.scrambled:  # as often right, and for no reason
             return np.random.default_rng(self.calls).permutation(right)
@@ -74,8 +75,7 @@ def rows_of(folder):
 
 @pytest.mark.parametrize('method', ['grpo', 'rejection', 'dpo'])
 def test_the_right_policy_of_a_planted_world_is_found(tmp_path, monkeypatch, method):
-    cell = cell_of(steps=60, save_every=60, policy=dict(
-        method=method, kl=.5 if method == 'dpo' else 0.0))
+    cell = cell_of(**LEARNS, policy=dict(method=method, kl=.5 if method == 'dpo' else 0.0))
     prepare(tmp_path, cell)
     planted = Planted(encoder_of(tmp_path, cell, 'perceive'))
     folder = run(tmp_path, cell, planted, monkeypatch)
@@ -85,7 +85,7 @@ def test_the_right_policy_of_a_planted_world_is_found(tmp_path, monkeypatch, met
 
 
 def test_a_scrambled_reward_teaches_nothing(tmp_path, monkeypatch):
-    cell = cell_of(steps=60, save_every=60)
+    cell = cell_of(**LEARNS)
     prepare(tmp_path, cell)
     planted = Planted(encoder_of(tmp_path, cell, 'perceive'), scrambled=True)
     run(tmp_path, cell, planted, monkeypatch)
@@ -176,7 +176,7 @@ def load_state(folder):
 def test_a_description_that_no_row_holds_is_refused_before_the_study(tmp_path):
     cell = cell_of(policy=dict(write=64))
     prepare(tmp_path, cell)
-    with pytest.raises(ValueError, match=r'64 of them written.*row of 80 tokens.*policy.write'):
+    with pytest.raises(ValueError, match=r'64 of them written.*row of 40 tokens.*policy.write'):
         rollouts.check_room(tmp_path, cell, cell.stage('perceive'))
 
 
