@@ -167,8 +167,11 @@ def _check_reasoners(cells, trained):
 def reference_of(cell: Experiment, reference: str) -> str:
     """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
 
-    '/CELL/STAGE' is of any cell: what a fork has not trained itself is its trunk's.
+    '{size}/text' is of the cell that has this size and seed and nothing else of its own, so that
+    cells which differ later need not train what they have in common. '/CELL/STAGE' is of any cell:
+    what a fork has not trained itself is its trunk's.
     """
+    reference = reference.replace('{size}', cell.size)
     if reference.startswith('/'):
         return reference[1:]
     other, _, stage = reference.rpartition('/')

@@ -3,13 +3,13 @@
 Training FLOPs are those of the matrix products (`accounting.train_flops`).
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from downscale.accounting import totals, train_flops
+from downscale.accounting import forward_flops, totals, train_flops
 from downscale.results.items import TableError, one_line
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
@@ -17,6 +17,8 @@ from downscale.values import from_dict
 
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
                 'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
+POLICY_FIELDS = {'reasoners': list, **dict.fromkeys(
+    ('tries', 'updates', 'kl', 'write', 'think', 'answer'), NUMBER)}
 SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
 
 
@@ -60,7 +62,34 @@ def read_stages(root: Path) -> dict[tuple[str, str], Trained]:
         if stage is not None:
             _check_stage(stage, f'{short(path)}: stage {name}')
             stages[cell, name] = _trained(path.parent, cell, value, stage)
-    return stages
+    return {key: _with_reasoners(key, trained, stages) for key, trained in stages.items()}
+
+
+def _with_reasoners(key, trained, stages):
+    """Return a stage whose FLOPs hold those of its reasoners, each as long as it may be.
+
+    Imported ones are not counted: their sizes stand elsewhere.
+    """
+    policy = trained.stage.get('policy')
+    if not policy or trained.flops is None:
+        return trained
+    rows = trained.stage['steps'] * trained.stage['batch'] * policy['tries']
+    length = policy['write'] + policy['think'] + policy['answer']
+    more = 0.
+    for reference in policy['reasoners']:
+        judge = stages.get(_referred(reference, key[0], trained.size, trained.seed))
+        if judge is not None:
+            more += rows * forward_flops(judge.language, rows=1, length=length,
+                                         head_positions=policy['answer'])['total']
+    return replace(trained, flops=trained.flops + more)
+
+
+def _referred(reference, cell, size, seed):
+    """Return the (cell, stage) of a reference, as `expansion.reference_of`."""
+    # 'text' is of this cell, 'tower/tower' of the tower of its seed.
+    other, _, name = reference.replace('{size}', size).rpartition('/')
+    of_seed = f'{other}-s{seed}' if other else cell
+    return other[1:] if other.startswith('/') else of_seed, name
 
 
 def _trained(folder, cell, value, stage):
@@ -75,12 +104,8 @@ def _trained(folder, cell, value, stage):
         if isinstance(error, TableError):
             raise
         raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
-    # As `expansion.reference_of`: 'text' is of this cell, 'tower/tower' of the tower of its seed.
-    parents = []
-    for reference in dict.fromkeys(stage['parents'].values()):
-        other, _, name = reference.rpartition('/')
-        of_seed = f'{other}-s{value["seed"]}' if other else cell
-        parents.append((other[1:] if other.startswith('/') else of_seed, name))
+    parents = [_referred(reference, cell, value['size'], value['seed'])
+               for reference in dict.fromkeys(stage['parents'].values())]
     return Trained(
         size=value['size'],
         seed=value['seed'],
@@ -131,9 +156,25 @@ def _flops(folder, stage, language, vision):
     for shape in shapes:
         step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
                            tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
-        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step['total'])
+        step = step['total'] + _written(stage, language, vision)
+        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step)
     # FLOPs of the mean batch, times the steps.
     return float(sum(flops)) / sum(batches.values()) * stage['steps']
+
+
+def _written(stage, language, vision):
+    """Return FLOPs of a step beside its update where the stage writes its rows: 0 elsewhere.
+
+    Rows are written once for each question that was tried, and scored by the parameters of the
+    step, by those that wrote where they are others, and by those of the start.
+    """
+    policy = stage.get('policy')
+    if not policy:
+        return 0
+    check(policy, POLICY_FIELDS, f'stage {stage["name"]}: policy')
+    passes = policy['tries'] + 1 + (policy['updates'] > 1) + (policy['kl'] > 0)
+    return passes * forward_flops(language, vision, rows=stage['batch'], length=stage['length'],
+                                  tiles=stage['tiles'] * stage['batch'])['total']
 
 
 def _packed(folder):
