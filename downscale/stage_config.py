@@ -27,12 +27,12 @@ _SHARE = Range(0, 1e6, 'share of a reward')
 
 
 def is_stage(reasoner: str) -> bool:
-    """Return whether a name among `Policy.reasoners` is that of a stage, and not a folder."""
+    """Return whether one of `PolicySettings.reasoners` is a stage, and not a folder."""
     return reasoner.rpartition('/')[2] in TEXT_STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicySettings:
     """How the stage 'perceive' learns from what it writes itself (`downscale/policy/`).
 
     For each question it writes `group` descriptions of at most `write` tokens, at `temperature` and
@@ -112,7 +112,7 @@ class Stage:
     save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
-    policy: Policy = Policy()
+    policy: PolicySettings = PolicySettings()
 
     def __post_init__(self):
         check(self)
@@ -137,7 +137,7 @@ class Stage:
     def _check_policy(self):
         policy = self.policy
         if self.kind.rows != 'written':
-            if policy != Policy():
+            if policy != PolicySettings():
                 raise ValueError(f'stage {self.name} learns from given texts; `policy` is for the '
                                  "stage 'perceive'")
             return

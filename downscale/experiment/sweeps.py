@@ -209,7 +209,7 @@ def _fields(group):
     from typing import get_args, get_type_hints
 
     from downscale.config import Experiment
-    from downscale.stage_config import Policy, Stage
+    from downscale.stage_config import PolicySettings, Stage
     if not group:
         # By the points of the sweep, and in the table of stages.
         given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget', 'trained_as'}
@@ -218,7 +218,7 @@ def _fields(group):
         if len(group) == 2:
             return {field.name for field in fields(Stage)} - {'name'}
         is_policy = len(group) == 3 and group[2] == 'policy'
-        return {field.name for field in fields(Policy)} if is_policy else set()
+        return {field.name for field in fields(PolicySettings)} if is_policy else set()
     hint = get_type_hints(Experiment).get(group[0])
     # A world is one of several records.
     kinds = [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]

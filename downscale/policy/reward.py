@@ -13,7 +13,7 @@ from downscale.experiment.expansion import parent_folder
 from downscale.generate.engine import Engine
 from downscale.generate.requests import Request
 from downscale.runtime.files import PathLike
-from downscale.stage_config import Policy, is_stage
+from downscale.stage_config import PolicySettings, is_stage
 from downscale.train.checkpoint import latest
 
 # Where nobody has said what a faultless description holds, these words say the answer outright.
@@ -27,7 +27,8 @@ class Reasoner:
     engine: Engine
     wording: Wording
 
-    def solved(self, items: Sequence[Item], texts: Sequence[str], policy: Policy) -> np.ndarray:
+    def solved(self, items: Sequence[Item], texts: Sequence[str],
+               policy: PolicySettings) -> np.ndarray:
         """Return the score of its answer to each item from its text, float64 [n]."""
         # A group often writes the same: what is equal is asked once.
         asked = dict.fromkeys(zip([item.question.item_id for item in items], texts))
@@ -44,7 +45,7 @@ class Reasoner:
         return np.array([asked[item.question.item_id, text] for item, text in zip(items, texts)])
 
 
-def open_reasoners(study: PathLike, experiment: Experiment, policy: Policy, slots: int,
+def open_reasoners(study: PathLike, experiment: Experiment, policy: PolicySettings, slots: int,
                    wording: Wording) -> list[Reasoner]:
     """Return the reasoners of a policy, over the devices of this process.
 
@@ -70,7 +71,7 @@ def hands_over(item: Item, text: str) -> bool:
     return any(word in text.split() for word in item.question.answer.split() if word not in held)
 
 
-def worth(policy: Policy, solved_B: np.ndarray, leaks_B: np.ndarray,
+def worth(policy: PolicySettings, solved_B: np.ndarray, leaks_B: np.ndarray,
           tokens_B: np.ndarray) -> np.ndarray:
     """Return the reward of descriptions, float64 [B], from who solved what and their length."""
     return (solved_B - policy.leak_price * leaks_B

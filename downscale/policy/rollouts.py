@@ -4,10 +4,10 @@ A stream like any other, but that it is given the parameters before each batch (
 written follows from the parameters, the position in the questions and the seed alone, so that a run
 that goes on from a checkpoint writes the same again. Each process writes for its own rows.
 """
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,21 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from downscale.config import Evaluation, Experiment
-from downscale.data.pipeline import packed_batch, shuffled
-from downscale.data.scenes.clutter_conversations import budgeted
+from downscale.config import Experiment
+from downscale.data.pipeline import packed_batch
 from downscale.data.scenes.clutter_telling import within
-from downscale.evaluate import public
-from downscale.evaluate.answers import Item, item_of, prompt_of, wording_of
+from downscale.evaluate.answers import wording_of
 from downscale.evaluate.runs import own_mesh
 from downscale.generate.engine import Engine
-from downscale.generate.requests import Decoding, Prompt, Reply, Request
+from downscale.generate.requests import Decoding, Request
 from downscale.generate.sampling import Sampling
 from downscale.policy import reward, slopes
-from downscale.results.text_kinds import PERCEIVED
+from downscale.policy.descriptions import Description, arrays_of, prompt_for, questions_of
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, write_json
 from downscale.runtime.peers import say
 from downscale.stage_config import Stage
-from downscale.stages.inputs import encoder_of, library_of
+from downscale.stages.inputs import encoder_of
 from downscale.train import loop
 from downscale.train.run import StageRun
 from downscale.train.step import compiled_nats
@@ -40,18 +38,6 @@ SHOWN = 16  # descriptions of a writing that are kept for people to read
 GAP = 1e-4  # nats by which sampling and training may differ, in float32
 COLLAPSED = 0.1  # share of the first entropy below which a model repeats itself
 LONGER = 2.0  # times the first length
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A description of `item`: its prompt, the reply, its text, and what came of it."""
-    item: Item
-    prompt: Prompt
-    reply: Reply
-    text: str
-    solved: float
-    leaks: bool
-    reward: float
 
 
 class Rollouts:
@@ -73,7 +59,7 @@ class Rollouts:
         self.encoder = encoder_of(study, experiment, stage.name)
         self.wording = wording_of(experiment, bool(stage.policy.questions))
         self.share = loop.share(run.mesh, run.model.rules)
-        self.questions = _questions_of(study, experiment, stage, seed)
+        self.questions = questions_of(study, experiment, stage, seed)
         self.groups = self._groups()
         self.nats = compiled_nats(run.model, run.mesh, tuple(sorted(run.attention.items())))
         self.engine = None
@@ -126,11 +112,11 @@ class Rollouts:
             own_BL=own_BL, now_BL=now_BL, then_BL=then_BL, start_BL=start_BL,
             reward_B=np.array([row.reward for row in rows]),
             solved_B=np.array([row.solved for row in rows]))
-        found = slopes.slopes_of(self.policy, self.stage.loss_norm, written)
+        learnt = slopes.slopes_of(self.policy, self.stage.loss_norm, written)
         gap = np.abs(then_BL + costs_BL)[own_BL].max()
-        self._note(rows, written, found, float(entropy_BL[own_BL].mean()), float(gap))
-        return batch | {'slopes': found.slopes_BL.astype(np.float32),
-                        'weights': found.weights_BL.astype(np.float32)}
+        self._note(rows, written, learnt, float(entropy_BL[own_BL].mean()), float(gap))
+        return batch | {'slopes': learnt.slopes_BL.astype(np.float32),
+                        'weights': learnt.weights_BL.astype(np.float32)}
 
     def get_state(self) -> dict[str, Any]:
         """Return the place in the questions, and what alarms compare with."""
@@ -167,20 +153,21 @@ class Rollouts:
         begin = self.position + jax.process_index() * wanted * policy.tries
         numbers = range(begin, begin + wanted * policy.tries)
         items = [self.questions[number] for number in numbers]
-        prompts = [_prompt(self.stage, self.encoder, self.wording, item) for item in items]
+        prompts = [prompt_for(self.stage, self.encoder, self.wording, item) for item in items]
+        items, prompts = _each(items, policy.group), _each(prompts, policy.group)
         # 2. A group of descriptions for each question, every one with a randomness of its own.
         begun = time.perf_counter()
-        requests = [Request(prompt, limit=policy.write, sample=(number * policy.group + k) % 2**32)
-                    for number, prompt in zip(numbers, prompts) for k in range(policy.group)]
+        requests = [Request(prompt, limit=policy.write, sample=sample % 2**32)
+                    for sample, prompt in enumerate(prompts, begin * policy.group)]
         replies = self._engine().write(requests, Decoding(
             Sampling(policy.temperature), seed=self.seed % 2**32, costs=True))
         self.seconds['writing'] += time.perf_counter() - begun
         # 3. What they are worth.
-        rows = self._judged([item for item in items for _ in range(policy.group)],
-                            [prompt for prompt in prompts for _ in range(policy.group)], replies)
+        rows = self._judged(items, prompts, replies)
         # 4. Groups that disagree first: of the others nothing is learnt.
         differs = slopes.mixed(np.array([row.reward for row in rows]), policy.group)
         order = np.argsort(~differs, kind='stable')[:wanted]
+        # All batches at once: the second is learnt by other parameters than those that wrote it.
         self.pending.extend(self._batches(rows, order))
         self._keep(rows)
         self.position += each
@@ -197,7 +184,7 @@ class Rollouts:
         return self.engine
 
     def _judged(self, items, prompts, replies):
-        """Return the `Row` of each reply."""
+        """Return the `Description` of each reply."""
         begun = time.perf_counter()
         texts = [within(reply.text, self.policy.budget or None) for reply in replies]
         solved_B = np.mean([reasoner.solved(items, texts, self.policy)
@@ -206,17 +193,18 @@ class Rollouts:
         tokens_B = np.array([len(reply.ids) for reply in replies])
         worth_B = reward.worth(self.policy, solved_B, leaks_B, tokens_B)
         self.seconds['reward'] += time.perf_counter() - begun
-        columns = zip(items, prompts, replies, texts, solved_B, leaks_B, worth_B, strict=True)
-        return [Row(item=item, prompt=prompt, reply=reply, text=text, solved=float(solved),
-                    leaks=bool(leaks), reward=float(value))
-                for item, prompt, reply, text, solved, leaks, value in columns]
+        names = ('item', 'prompt', 'reply', 'text', 'solved', 'leaks', 'reward')
+        columns = (items, prompts, replies, texts, solved_B.tolist(), leaks_B.tolist(),
+                   worth_B.tolist())
+        return [Description(**dict(zip(names, row))) for row in zip(*columns, strict=True)]
 
     def _batches(self, rows, groups):
         """Yield (rows, arrays, log-probabilities then, the engine's nats) of the next batches."""
         G = self.policy.group
+        places = np.arange(len(rows)).reshape(-1, G)
         for part in np.split(groups, self.policy.updates):
-            chosen = [rows[group * G + k] for group in part for k in range(G)]
-            arrays = packed_batch([[_arrays(row)] for row in chosen], self.stage.shape,
+            chosen = [rows[place] for place in places[part].ravel()]
+            arrays = packed_batch([[arrays_of(row)] for row in chosen], self.stage.shape,
                                   self.encoder.layout)
             arrays['temperature'] = np.full(len(chosen), self.policy.temperature, np.float32)
             arrays['own'] = arrays['weights'] > 0
@@ -238,25 +226,18 @@ class Rollouts:
 
     # --- what people see ------------------------------------------------------------------------
 
-    def _note(self, rows, written, found, entropy, gap):
+    def _note(self, rows, written, learnt, entropy, gap):
         """Set the metrics of a batch, and say what is wrong with it."""
         tokens_B = np.array([len(row.reply.ids) for row in rows])
         # In the order of `metrics.jsonl`; 'loss' and 'accuracy' take the place of the step's own.
-        numbers = {
-            'loss': found.loss,
-            'accuracy': float(written.solved_B.mean()),
-            'reward': float(written.reward_B.mean()),
-            'mixed_groups': float(slopes.mixed(written.reward_B, self.policy.group).mean()),
-            'kl': slopes.distance(written),
-            'entropy': entropy,
-            'written_tokens': float(tokens_B.mean()),
-            'truncated': float(np.mean([row.reply.truncated for row in rows])),
-            'leaks': float(np.mean([row.leaks for row in rows])),
-            'clipped': found.clipped,
-            'sampling_gap': gap,
-        }
-        if self.start is None:
-            del numbers['kl']
+        mixed_Q = slopes.mixed(written.reward_B, self.policy.group)
+        means = {'accuracy': written.solved_B, 'reward': written.reward_B, 'mixed_groups': mixed_Q,
+                 'written_tokens': tokens_B, 'leaks': [row.leaks for row in rows],
+                 'truncated': [row.reply.truncated for row in rows]}
+        numbers = {'loss': learnt.loss, **{name: float(np.mean(x)) for name, x in means.items()}}
+        if self.start is not None:
+            numbers['kl'] = slopes.distance(written)
+        numbers |= {'entropy': entropy, 'clipped': learnt.clipped, 'sampling_gap': gap}
         if jax.process_count() > 1:
             every = process_allgather(np.array(list(numbers.values())))
             # All have as many rows; of the gap the largest counts.
@@ -284,34 +265,12 @@ class Rollouts:
         step = self.position * self.policy.group // (self.stage.batch * self.policy.tries)
         if step % self.stage.save_every or not processes.first():
             return
-        write_json(self.folder / 'written' / f'{step}.json', [
-            {'item_id': row.item.question.item_id, 'question': row.item.question.text,
-             'answer': row.item.question.answer, 'text': row.text, 'solved': row.solved,
-             'leaks': row.leaks, 'reward': row.reward} for row in rows[:SHOWN]])
+        write_json(self.folder / 'written' / f'{step}.json', [row.told() for row in rows[:SHOWN]])
 
 
-def check_room(study: PathLike, experiment: Experiment, stage: Stage, first: int = 64) -> None:
-    """Raise ValueError where a row has no room for one of the `first` questions and its text."""
-    questions = _questions_of(study, experiment, stage, 0)
-    encoder = encoder_of(study, experiment, stage.name)
-    wording = wording_of(experiment, bool(stage.policy.questions))
-    for number in range(first):
-        _prompt(stage, encoder, wording, questions[number])
-
-
-def _prompt(stage, encoder, wording, item):
-    """Return the prompt of a description; ValueError where no row holds both."""
-    policy = stage.policy
-    text = budgeted(wording.describe(item, PERCEIVED), policy.budget or None)
-    prompt = prompt_of(encoder, text, item.example.images)
-    tokens = len(prompt.tokens) + policy.write + 1  # and the token that ends it
-    tiles = 0 if prompt.tiles is None else len(prompt.tiles)
-    if not stage.shape.holds(tokens, tiles):
-        raise ValueError(f'stage {stage.name}: {item.question.item_id} takes up to {tokens} tokens '
-                         f'({policy.write} of them written) and {tiles} tiles, more than a row of '
-                         f'{stage.length} tokens and {stage.tiles} tiles; raise them, or lower '
-                         'policy.write')
-    return prompt
+def _each(values, times):
+    """Return a list with each value so many times, one behind the other."""
+    return list(itertools.chain.from_iterable(itertools.repeat(value, times) for value in values))
 
 
 def _whole(array):
@@ -319,36 +278,3 @@ def _whole(array):
     if array.is_fully_addressable:
         return np.asarray(array)
     return process_allgather(array, tiled=True)
-
-
-def _arrays(row):
-    """Return the arrays of a description behind its prompt, as `Encoder.encode` gives them."""
-    prompt = row.prompt
-    written = (*row.reply.ids, *((row.reply.stop,) if row.reply.stop >= 0 else ()))
-    more = len(written)
-    arrays = {
-        'tokens': np.concatenate([prompt.tokens, np.array(written, np.int32)]),
-        'weights': np.repeat([0, 1], [len(prompt.tokens), more]).astype(np.float32),
-        'image_index': np.pad(prompt.image_index, [(0, more), (0, 0)], constant_values=-1),
-        'tiles': prompt.tiles}
-    if prompt.image_weight is not None:
-        arrays['image_weight'] = np.pad(prompt.image_weight, [(0, more), (0, 0)])
-    return arrays
-
-
-def _questions_of(study, experiment, stage, seed):
-    """Return the endless sequence of questions about pictures, every epoch in another order."""
-    if stage.policy.questions:
-        own = public.items(Evaluation(benchmarks={'questions': stage.policy.questions},
-                                      texts=(PERCEIVED,)))
-        items = [item for item in own if item.example.count]
-        if not items:
-            raise ValueError(f'{stage.policy.questions} has no question with a picture')
-        return shuffled(len(items), lambda index, rng: items[index], seed)
-    library = library_of(study, experiment, 'train')
-
-    def draw(index, rng):
-        example = library.example(index)
-        visual = [question for question in example.questions if question.kind == 'visual']
-        return item_of(example, visual[rng.integers(len(visual))])
-    return shuffled(len(library), draw, seed)

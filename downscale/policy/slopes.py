@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.stage_config import Policy
+from downscale.stage_config import PolicySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Slopes:
     clipped: float = 0.0
 
 
-def slopes_of(policy: Policy, loss_norm: str, written: Written) -> Slopes:
+def slopes_of(policy: PolicySettings, loss_norm: str, written: Written) -> Slopes:
     """Return the `Slopes` of a batch by the method of `policy`.
 
     With `loss_norm` 'token' all tokens weigh alike (arXiv 2503.14476), with 'example' all rows.
@@ -55,6 +55,7 @@ def advantages(reward_B: np.ndarray, group: int) -> np.ndarray:
     0 where all of a group are worth the same.
     """
     reward_QG = np.asarray(reward_B, np.float64).reshape(-1, group)
+    # Only within a group: that some questions are easier must teach nothing.
     gap_QG = reward_QG - reward_QG.mean(1, keepdims=True)
     spread_Q1 = reward_QG.std(1, keepdims=True)
     # A mean of equal values may miss them by a rounding, which would be blown up to 1.
@@ -81,6 +82,7 @@ def distance(written: Written) -> float:
 
 def _grpo(policy, written, share_BL):
     """Return the slopes of the clipped objective, less `kl` times the distance from the start."""
+    # All tokens of a row share what the row was worth: nobody knows which of them it was.
     gain_B1 = advantages(written.reward_B, policy.group)[:, None]
     ratio_BL = np.exp(np.where(written.own_BL, written.now_BL - written.then_BL, 0))
     low, high = policy.clip

@@ -67,20 +67,20 @@ def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
 
     It would fail as soon as it begins, when others have trained for it.
     """
-    from downscale.policy import rollouts
+    from downscale.policy import descriptions
     from downscale.stages import inputs
     seen = set()
     for cell in experiments:
         for stage in () if cell.trained_as else cell.stages:
             # Sizes of a study have the same texts: one stands for all.
-            told = stage.policy if stage.kind.rows == 'written' else stage.recipe
-            same = (stage.name, hash_of(asdict(told)), stage.shape, cell.chat,
+            decides = stage.policy if stage.kind.rows == 'written' else stage.recipe
+            same = (stage.name, hash_of(asdict(decides)), stage.shape, cell.chat,
                     repr((cell.world, cell.data)))
             if stage.mixture or same in seen or folder_of(study, cell, stage.name).exists():
                 continue
             seen.add(same)
             if stage.kind.rows == 'written':
-                rollouts.check_room(study, cell, stage)
+                descriptions.check_room(study, cell, stage)
                 continue
             sampler, seed = inputs.sampler_of(study, cell, stage)
             order = sampler.sequence(seed)

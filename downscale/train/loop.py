@@ -81,28 +81,23 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
         first = int(state['step'])
         rows = share(run.mesh, rules)
         log = stack.enter_context(contextlib.closing(Log(
-            folder, first, meta['tokens'], run.tracker, meta.get('bits'), run.ideal,
-            run.rollouts.shares if run.rollouts else None)))
+            folder, first, meta['tokens'], run.tracker, meta.get('bits'), run.ideal, run.shares)))
         stack.enter_context(processes.stepping())
         pending = None
         for step in range(first, steps):
-            if run.rollouts:  # before the step, which gives these parameters away
-                run.rollouts.take(state['params'])
-            batch = log.timed(stream)
+            batch = log.timed(run.fed(stream, state['params']))
             check_supervised(run.loss, step, batch)
             factor = run.schedule.factor(step)
             rates = {group: jnp.float32(factor * rate) for group, rate in run.rates.items()}
             batch = on_devices(batch, rows, run.mesh, rules)
             read = tokens_of(batch['segments'])  # before the step, whose time it hides in
             state, metrics = step_fn(state, batch, rates)
-            if run.rollouts:
-                metrics |= run.rollouts.metrics
             # Only now, with the next step under way, wait for the metrics of the one before.
             if pending:
                 report(*log.write(*pending))
             if step == first + 1:  # the first step compiled
                 give_back()
-            pending = (step, read, factor, metrics)
+            pending = (step, read, factor, metrics | run.told)
             # The last step is saved below; a stop that comes with it has nothing left to stop.
             # `run.stop` comes before the `and`: all processes meet in it, so none may leave it out.
             last = step + 1 == steps

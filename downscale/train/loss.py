@@ -59,19 +59,20 @@ def token_nats(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array
         sum_T, mean_T, target_T = _across(jax.lax.psum, (
             jnp.exp(gap_TV).sum(-1), (jnp.exp(gap_TV) * gap_TV).sum(-1),
             jnp.where(target_TV, gap_TV, 0).sum(-1)), split)
-        found = jnp.stack([jnp.log(sum_T) - target_T, jnp.log(sum_T) - mean_T / sum_T])
+        both_NT = jnp.stack([jnp.log(sum_T) - target_T, jnp.log(sum_T) - mean_T / sum_T])
         # Every chip of `split` has those of all: its own are what it brought.
-        own = jax.lax.axis_index(split) * size if split else 0
-        return jax.lax.dynamic_slice_in_dim(found, own, size, axis=1)
+        begin = jax.lax.axis_index(split) * size if split else 0
+        return jax.lax.dynamic_slice_in_dim(both_NT, begin, size, axis=1)
 
     def chunked(x):
         padded = jnp.pad(x, [(0, chunks * size - T)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(chunks, size, *x.shape[1:])
 
-    found = jax.lax.map(chunk, (chunked(x_TD), chunked(targets_T)))
-    nats_BL, entropy_BL = found.swapaxes(0, 1).reshape(2, -1)[:, :T].reshape(2, B, L)
-    behind = [jnp.roll(x, 1, axis=1).at[:, 0].set(0) for x in (nats_BL, entropy_BL)]
-    return behind[0], behind[1]
+    both_CNT = jax.lax.map(chunk, (chunked(x_TD), chunked(targets_T)))
+    both_NBL = both_CNT.swapaxes(0, 1).reshape(2, -1)[:, :T].reshape(2, B, L)
+    # A token's own stand where the one before it was: they belong to the next place.
+    both_NBL = jnp.roll(both_NBL, 1, axis=2).at[:, :, 0].set(0)
+    return both_NBL[0], both_NBL[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -42,6 +42,22 @@ class StageRun:
     ideal: dict[tuple[int, int], float] = field(default_factory=dict)
     rollouts: Any = None
 
+    def fed(self, stream: Any, params: dict[str, Any]) -> Any:
+        """Return the stream; one that writes has the parameters of the step, before they go."""
+        if self.rollouts:
+            self.rollouts.take(params)
+        return stream
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What the rollouts of the last batch tell of it; nothing without any."""
+        return self.rollouts.metrics if self.rollouts else {}
+
+    @property
+    def shares(self) -> Callable[[float], dict[str, float]] | None:
+        """Tells what rollouts have taken of some seconds; None without any."""
+        return self.rollouts.shares if self.rollouts else None
+
     def saves(self, step: int) -> bool:
         """Return whether `step` is one of those that are saved on the way."""
         return step % self.save_every == 0 or step in self.kept

@@ -40,6 +40,8 @@ MODULES = {
         'every command; several processes would not agree on the step at which to stop',
     ('planner/worker.py', 'jax.experimental', 'topologies'):
         'plan and launch on TPUs: a chip that is not there is compiled for',
+    ('policy/rollouts.py', 'jax.experimental.multihost_utils', 'process_allgather'):
+        'the stage perceive over several processes: none would see the others\' rows',
     ('sharding.py', 'jax.experimental', 'mesh_utils'):
         'training: the order of devices in a mesh comes from there',
     ('model/splash.py', 'jax.experimental.pallas.ops.tpu.splash_attention',

@@ -8,7 +8,7 @@ from roots import ROOT
 
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
-from downscale.policy import reward, rollouts, slopes
+from downscale.policy import descriptions, reward, rollouts, slopes
 from downscale.policy import training as policy_training
 from downscale.sharding import mesh
 from downscale.stages import training
@@ -204,7 +204,7 @@ def test_a_description_that_no_row_holds_is_refused_before_the_study(tmp_path):
     cell = cell_of(policy=dict(write=64))
     prepare(tmp_path, cell)
     with pytest.raises(ValueError, match=r'64 of them written.*row of 40 tokens.*policy.write'):
-        rollouts.check_room(tmp_path, cell, cell.stage('perceive'))
+        descriptions.check_room(tmp_path, cell, cell.stage('perceive'))
 
 
 def test_an_answer_is_handed_over_where_what_is_seen_does_not_hold_it():

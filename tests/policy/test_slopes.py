@@ -9,7 +9,7 @@ import small
 from downscale.model.init import init_params
 from downscale.policy import slopes
 from downscale.sharding import batch_sharding, mesh, shardings
-from downscale.stage_config import Policy
+from downscale.stage_config import PolicySettings
 from downscale.train.step import compiled_nats, policy_loss
 
 B, L, G = 4, 12, 2
@@ -78,7 +78,7 @@ def objective(policy, norm, now, then, start, mask):
 @pytest.mark.parametrize('norm', ['token', 'example'])
 @pytest.mark.parametrize('method', ['grpo', 'rejection', 'dpo'])
 def test_the_gradient_is_that_of_the_objective(params, others, method, norm):
-    policy = Policy(method=method, group=G, kl=.3, clip=(.1, .15), temperature=.7)
+    policy = PolicySettings(method=method, group=G, kl=.3, clip=(.1, .15), temperature=.7)
     arrays, mask = batch(temperature=.7), own()
     then, start = (np.asarray(log_probabilities(other, arrays)) for other in others)
     value, grads = jax.value_and_grad(lambda params: objective(
@@ -108,7 +108,7 @@ def test_on_policy_the_gradient_is_the_analytic_one_of_two_tokens():
     # p (1 - p), over the deviation of the reward.
     p = .75
     logit = np.log(p / (1 - p))
-    policy = Policy(group=4, kl=0)
+    policy = PolicySettings(group=4, kl=0)
     chosen = np.array([0, 0, 0, 1])
     own_BL = np.array([[False, True]] * 4)
     now = np.where(chosen, np.log(1 - p), np.log(p))[:, None] * own_BL
@@ -134,7 +134,7 @@ def test_groups_that_agree_teach_nothing():
 
 def test_rejection_learns_nothing_where_nobody_answers():
     mask = own()
-    found = slopes.slopes_of(Policy(method='rejection', group=G), 'token', slopes.Written(
+    found = slopes.slopes_of(PolicySettings(method='rejection', group=G), 'token', slopes.Written(
         own_BL=mask, now_BL=np.zeros((B, L)), then_BL=np.zeros((B, L)), start_BL=None,
         reward_B=REWARD, solved_B=np.array([0., 0., 0., 1.])))
     assert found.weights_BL[:3].sum() == 0 and (found.weights_BL[3] == mask[3]).all()
