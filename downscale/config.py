@@ -302,6 +302,8 @@ def _stored(experiment):
         for key in ('blind', 'decay', 'forks', 'trunk'):
             if not stage[key]:
                 del stage[key]
+        if not stage['teacher']:
+            del stage['teacher'], stage['distil']
     return value
 
 

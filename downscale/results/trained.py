@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.accounting import totals, train_flops
+from downscale.accounting import forward_flops, totals, train_flops
 from downscale.results.items import TableError, one_line
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
@@ -69,13 +69,13 @@ def _trained(folder, cell, value, stage):
         language = from_dict(LanguageConfig, value['language'], 'language')
         vision = from_dict(VisionConfig | None, value.get('vision'), 'vision')
         pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
-        flops = _flops(folder, stage, language, vision)
+        flops = _flops(folder, stage, (language, vision), _teacher(folder))
     except ValueError as error:
         # A TableError is a ValueError that names its file already.
         if isinstance(error, TableError):
             raise
         raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
-    # As `expansion.reference_of`: 'text' is of this cell, 'tower/tower' of the tower of its seed.
+    # As `references.reference_of`: 'text' is of this cell, 'tower/tower' of the tower of its seed.
     parents = []
     for reference in dict.fromkeys(stage['parents'].values()):
         other, _, name = reference.rpartition('/')
@@ -109,11 +109,24 @@ def _check_stage(stage, where):
     check(stage['rates'], dict.fromkeys(stage['trainable'], NUMBER), f'{where}: rates')
 
 
-def _flops(folder, stage, language, vision):
+def _teacher(folder):
+    """Return (language, vision) of the teacher of a stage, as its note says; None without one."""
+    path = folder / 'teacher.json'
+    noted = read_object(path)
+    if noted is None:
+        return None
+    check(noted, {'language': dict}, short(path))
+    return (from_dict(LanguageConfig, noted['language'], f'{short(path)}: language'),
+            from_dict(VisionConfig | None, noted.get('vision'), f'{short(path)}: vision'))
+
+
+def _flops(folder, stage, models, teacher):
     """Return FLOPs of all steps of a stage, its shapes weighed by how often batches of them come.
 
-    None where nothing tells how often.
+    `models` are (language, vision), and `teacher` those of its teacher, which reads every batch
+    too; what it took to train that is not counted. None where nothing tells how often.
     """
+    language, vision = models
     shapes = [stage, *stage.get('buckets', ())]
     packed = _packed(folder)
     if totals(language)['n_nonembed'] <= 0:
@@ -129,9 +142,12 @@ def _flops(folder, stage, language, vision):
                    for row in packed['buckets']}
     flops = []
     for shape in shapes:
-        step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
-                           tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
-        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step['total'])
+        read = {'rows': shape['batch'], 'length': shape['length'],
+                'tiles': shape['tiles'] * shape['batch']}
+        step = train_flops(language, vision, **read, groups=tuple(stage['trainable']))['total']
+        if teacher is not None:
+            step += forward_flops(*teacher, **read)['total']
+        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step)
     # FLOPs of the mean batch, times the steps.
     return float(sum(flops)) / sum(batches.values()) * stage['steps']
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from downscale.config import Experiment
+from downscale.experiment.teachers import stage_of
 from downscale.runtime.files import place
 from downscale.runtime.mounts import FAILURE, mounted, origin_of
 from downscale.stages.inputs import corpus
@@ -35,7 +36,9 @@ def check(experiment: Experiment) -> None:
         if stage.mixture:
             with _named(stage.mixture):
                 corpus(stage.mixture).record(0)
-    for folder in sorted(set(experiment.imports.values())):
+    teachers = [stage.teacher for stage in experiment.stages
+                if stage.teacher and stage_of(experiment, stage) is None]
+    for folder in sorted({*experiment.imports.values(), *teachers}):
         with _named(folder):
             _read_tensor(folder)
     asked = experiment.evaluation

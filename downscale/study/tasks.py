@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.config import Experiment
-from downscale.experiment.expansion import reference_of
+from downscale.experiment import teachers
+from downscale.experiment.references import reference_of
 from downscale.stage_table import WRITER
 
 
@@ -21,6 +22,7 @@ class Task:
 def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
     """Return all tasks of a study, parents before children."""
     tasks = []
+    experiments = teachers.in_order(experiments)
     for cell in experiments:
         if not cell.trained_as:
             tasks += [_training(cell, stage) for stage in cell.stages]
@@ -39,6 +41,9 @@ def _training(cell, stage):
     """Return the task that trains one stage of a cell."""
     parents = dict.fromkeys(stage.parents.values())
     needs = [reference_of(cell, reference) for reference in parents]
+    teacher = teachers.stage_of(cell, stage)
+    if teacher is not None:
+        needs.append(teacher)
     if stage.trunk:
         needs.append(f'{stage.trunk}/{stage.name}')
     return Task(

@@ -77,7 +77,8 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
                 checkpoint.open_manager(folder, every=run.save_every, kept=run.kept)))
         state, meta = start(manager, run, params, stream)
         step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh,
-                                tuple(sorted(run.attention.items())))
+                                tuple(sorted(run.attention.items())), run.teacher)
+        taught = () if run.teacher is None else (run.teacher_params(),)
         first = int(state['step'])
         rows = share(run.mesh, rules)
         log = stack.enter_context(contextlib.closing(Log(
@@ -91,7 +92,7 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
             rates = {group: jnp.float32(factor * rate) for group, rate in run.rates.items()}
             batch = _on_devices(batch, rows, run.mesh, rules)
             read = tokens_of(batch['segments'])  # before the step, whose time it hides in
-            state, metrics = step_fn(state, batch, rates)
+            state, metrics = step_fn(state, batch, rates, *taught)
             # Only now, with the next step under way, wait for the metrics of the one before.
             if pending:
                 report(*log.write(*pending))
