@@ -35,7 +35,7 @@ class Stage:
     that goes on from this run's checkpoint with a decay of its own, as if it had been trained for
     so many steps from the start. `trunk` is the cell that such a fork left; no study sets it.
     `teacher` names a model that the stage learns from: a stage of this study, 'w96d4/extract' of
-    the cell of that size and of this seed, '/w96d4-s0/extract' of one cell whatever the seed,
+    the cell of that size and of this seed, 'w96d4-s0/extract' of one cell whatever the seed,
     'instruct' of this cell, or the folder of a model. `distil` is the share of the loss that is the
     divergence from it, KL(teacher || student); the rest is cross-entropy. At 0 it is told only.
     """

@@ -1,16 +1,16 @@
 """Teachers of a study's stages: which model a reference names, and whether a stage can learn of it.
 
-A reference whose last part is the name of a stage is one of this study, as `parents` write it; any
-other is the folder of a model.
+A reference whose last part is the name of a stage is one of this study; any other is the folder of
+a model. In front stands what `parents` have there, or the name of a cell with its seed.
 """
+import re
 from collections.abc import Collection, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
-from downscale import config
-from downscale.config import Experiment
+from downscale.config import Experiment, load
 from downscale.experiment.references import reference_of
-from downscale.runtime.files import place
+from downscale.runtime.files import in_bucket, place
 from downscale.stage_config import Stage
 from downscale.stage_table import STAGES
 from downscale.values import shown, unknown
@@ -20,7 +20,11 @@ def stage_of(cell: Experiment, stage: Stage) -> str | None:
     """Return 'CELL/STAGE' of the teacher of a stage; None where it is a folder, or there is none.
     """
     other, _, name = stage.teacher.removeprefix('/').rpartition('/')
-    return reference_of(cell, stage.teacher) if name in STAGES and '/' not in other else None
+    if name not in STAGES or '/' in other:
+        return None
+    # Sizes have no seed in their names, cells have.
+    of_one_cell = re.search(r'-s\d+(-|$)', other)
+    return f'{other}/{name}' if of_one_cell else reference_of(cell, stage.teacher)
 
 
 def find(cells: Collection[Experiment], cell: Experiment, stage: Stage) -> tuple[Experiment, str]:
@@ -30,8 +34,11 @@ def find(cells: Collection[Experiment], cell: Experiment, stage: Stage) -> tuple
     that name holds a model.
     """
     reference = stage_of(cell, stage)
+    if in_bucket(stage.teacher):
+        raise ValueError(f'{cell.name}, stage {stage.name}: its teacher {shown(stage.teacher)} is '
+                         'in a bucket; mount that, or copy the model here')
     if reference is None and (place(stage.teacher) / 'experiment.json').is_file():
-        return config.load(stage.teacher), PurePosixPath(stage.teacher).name
+        return load(stage.teacher), PurePosixPath(stage.teacher).name
     names = {other.name: other for other in cells if not other.trained_as}
     name, _, taught = (reference or '').rpartition('/')
     if name in names and taught in [known.name for known in names[name].stages]:
@@ -46,7 +53,7 @@ def _known(cells, seed) -> Iterator[str]:
         size, dash, rest = cell.name.rpartition(f'-s{seed}')
         for stage in cell.stages:
             if stage.kind.loss == 'tokens':
-                yield f'{size}/{stage.name}' if dash and not rest else f'/{cell.name}/{stage.name}'
+                yield f'{size if dash and not rest else cell.name}/{stage.name}'
 
 
 def check(cells: Sequence[Experiment]) -> None:
@@ -66,6 +73,7 @@ def check(cells: Sequence[Experiment]) -> None:
 
 def _refuse_later(cell, stage, teacher, name):
     """Raise ValueError where a stage would learn from itself or from a later one of its cell."""
+    # Of other cells `in_order` tells: here the order of the table is that of training.
     if teacher is not cell:
         return
     names = [each.name for each in cell.stages]
@@ -90,6 +98,7 @@ def _fault(cell, stage, teacher, name):
     if (teacher.vision.P, teacher.vision.Q) != (cell.vision.P, cell.vision.Q):
         return (f'sees {teacher.vision.P} patches of {teacher.vision.Q} numbers in a tile, and '
                 f'this stage has {cell.vision.P} of {cell.vision.Q}; give both one `vision`')
+    # An index to a newline would reach beyond the features of a model that has none.
     if cell.layout(stage.name).newline and not teacher.layout(name).newline:
         return ('knows no newline between rows of patches, which the pictures of this stage have; '
                 'name a stage after `align`')
@@ -104,12 +113,14 @@ def in_order(cells: Sequence[Experiment]) -> list[Experiment]:
     by_name = {cell.name: cell for cell in cells}
     needs = {name: [other for other in _needs(cell) if other in by_name and other != name]
              for name, cell in by_name.items()}
+    # Stages could take turns where a study runs them one by one; jobs of whole cells could not.
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
         circle = ', '.join(reversed(error.args[1]))
         raise ValueError(f'cells wait for one another, through parents or teachers: {circle}; '
                          'leave out one `teacher`') from None
+    # Not in the order of the sorter, which goes by rounds: without a teacher all stays as it is.
     placed = {}
 
     def put(name):

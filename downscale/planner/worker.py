@@ -92,6 +92,7 @@ def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = batch_of(cell, stage, batch_sharding(target, model.rules))
+    # pyrefly: ignore[bad-argument-type]
     step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target,
                          tuple(attention.programs(cell, stage, target).items()), teacher)
     if teacher is None:

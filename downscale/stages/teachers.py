@@ -45,6 +45,7 @@ def teacher_of(study: PathLike, experiment: Experiment, stage: Stage,
         return None
     folder = folder_of(study, experiment, stage)
     where = f'{experiment.name}, stage {stage.name}: its teacher {shown(stage.teacher)}'
+    # A half-trained one has checkpoints as well, and would teach without a word.
     if not (place(folder) / 'DONE.json').is_file():
         raise ValueError(f'{where} is not trained to its end; train it first')
     cell = config.load(folder)
@@ -76,6 +77,7 @@ def shapes_of(model: Vlm, stage: Stage) -> dict[str, Any]:
         gain = 'scale' in str(path[-1].key)
         return leaf if gain else jax.ShapeDtypeStruct(leaf.shape, model.dtype)
 
+    # pyrefly: ignore[bad-argument-type]
     tree = abstract_params(model, groups_of(model, sees=stage.tiles > 0))
     return jax.tree_util.tree_map_with_path(typed, tree)
 
@@ -83,6 +85,7 @@ def shapes_of(model: Vlm, stage: Stage) -> dict[str, Any]:
 def params_of(study: PathLike, experiment: Experiment, stage: Stage, model: Vlm,
               grid: Mesh) -> dict[str, Any]:
     """Return the frozen parameters of the teacher `model` of a stage, on the devices of `grid`."""
+    # Read to its devices in that dtype: no host holds the whole of a large teacher.
     shapes = shapes_of(model, stage)
     folder = folder_of(study, experiment, stage)
     return load_params(origin_of(folder), abstract(shapes, shardings(shapes, grid, model.rules)))
@@ -97,7 +100,9 @@ def note(study: PathLike, experiment: Experiment, stage: Stage, folder: Path) ->
         return
     source = folder_of(study, experiment, stage)
     cell = config.load(source)
+    assert cell.language is not None  # looked at before
     vision = cell.vision and dataclasses.asdict(cell.vision)
+    # Its sizes as well: the analysis prices a run from this folder alone, wherever that is by then.
     value = {'teacher': teachers.stage_of(experiment, stage) or stage.teacher,
              'hash': cell.hash, 'step': int(latest(source).name), 'distil': stage.distil,
              'divergence': stage.kind.divergence,
@@ -124,8 +129,9 @@ def refuse_other_tokenizer(study: PathLike, cells: Iterable[Experiment]) -> None
             home = scratch(study)
             if teachers.stage_of(cell, stage) is None:
                 home = Path(stage.teacher)
-            own, other = tokenizer_path(scratch(study), cell), tokenizer_path(home, teacher)
-            if own != other and hash_of(load_tokenizer(own)) != hash_of(load_tokenizer(other)):
+            paths = tokenizer_path(home, teacher), tokenizer_path(scratch(study), cell)
+            # One path or one content: a study copies its tokenizer where it is taken along.
+            if len({hash_of(load_tokenizer(path)) for path in set(paths)}) > 1:
                 raise ValueError(f'{cell.name}, stage {stage.name}: its teacher '
-                                 f'{shown(stage.teacher)} has another tokenizer, {other}, than '
-                                 f'{own}; name a teacher of the same')
+                                 f'{shown(stage.teacher)} has another tokenizer, {paths[0]}, than '
+                                 f'{paths[1]}; name a teacher of the same')

@@ -166,12 +166,14 @@ def _divergence(logits_TV, taught_TV, target_TV, weights_T, how):
     student_TV = _log_softmax(logits_TV, split)
     teacher_TV = _log_softmax(taught_TV, split)
     lead_TV = student_TV - teacher_TV if distil.reverse else teacher_TV - student_TV
+    # From here on probabilities: exact zeros of words that are out of reach stay zeros.
     student_TV = jnp.exp(student_TV)
     teacher_TV = jnp.exp(teacher_TV)
     mean_TV = student_TV if distil.reverse else teacher_TV
     kl_T = _across(jax.lax.psum, (mean_TV * lead_TV).sum(-1), split)
     kl = (kl_T * weights_T).sum()
     sums = distil.share * kl + (1 - distil.share) * cross_entropy, hits, kl, cross_entropy
+    # The slope of the forward KL is that of cross-entropy with the teacher's words as targets.
     toward_TV = student_TV - teacher_TV
     if distil.reverse:
         # Words that the student writes oftener than the teacher by more than the mean go down.

@@ -39,6 +39,7 @@ def token_loss(model: Vlm, params: dict[str, Any], batch: dict[str, jax.Array],
             x_BLD, head))
         finish = partial(finish, distil=teacher.distil, taught=states)
     loss, *sums = model.apply({'params': params}, *read, finish=finish)
+    # pyrefly: ignore[bad-return]
     return loss, batch['weights'][:, 1:].sum(), *sums
 
 
@@ -139,6 +140,7 @@ def _sums(model, loss, accumulate, teacher, moving, still, batch):
     `still` are the parameters that nothing moves: (frozen ones of the model, those of `teacher`).
     """
     frozen, taught = still
+    # Not among what is differentiated: the backward pass stops before the teacher.
     by_loss = LOSSES[loss]
     if teacher is not None:
         by_loss = partial(by_loss, teacher=teacher, taught=taught)

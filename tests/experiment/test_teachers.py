@@ -35,9 +35,10 @@ def student(made):
 # --- what may be named ------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('reference', 'wanted'), [
-    ('w64d2/extract', 'w64d2-s0/extract'), ('/w64d2-s0/caption', 'w64d2-s0/caption'),
+    ('w64d2/extract', 'w64d2-s0/extract'), ('w64d2-s0/caption', 'w64d2-s0/caption'),
+    ('/w64d2-s0/caption', 'w64d2-s0/caption'),
     ('instruct', 'w32d2-s0-teacherinstruct/instruct')])
-def test_a_teacher_is_named_as_a_parent_is(reference, wanted):
+def test_a_teacher_is_of_each_seed_of_one_cell_or_of_this_one(reference, wanted):
     made = cells({**SMALL, 'stages.extract.teacher': reference}, LARGE)
     cell = student(made)
     assert teachers.stage_of(cell, cell.stage('extract')) == wanted
@@ -77,8 +78,9 @@ def test_a_folder_of_a_model_is_a_teacher_and_is_looked_at_before_any_work(tmp_p
      "stage extract: unknown teacher 'w64d2/extarct'; did you mean 'w64d2/extract'?"),
     ({'stages.extract.teacher': 'w46d2/extract'},
      "stage extract: unknown teacher 'w46d2/extract'; did you mean 'w64d2/extract'?"),
-    ({'stages.extract.teacher': 'w64d2-s0/extract'},
-     "unknown teacher 'w64d2-s0/extract'; did you mean '"),
+    ({'stages.extract.teacher': 'w64d2-s1/extract'},
+     "unknown teacher 'w64d2-s1/extract'; did you mean 'w64d2/extract'?"),
+    ({'stages.extract.teacher': 'gs://bucket/model'}, 'is in a bucket; mount that, or copy'),
     ({'stages.extract.teacher': 'models/none'}, "unknown teacher 'models/none'; "),
     ({'stages.extract.teacher': '/extract'}, "unknown teacher '/extract'; did you mean '"),
     ({'stages.extract.teachr': 'w64d2/extract'}, "'stages.extract.teachr': unknown key 'teachr'; "
