@@ -25,19 +25,20 @@ def arguments():
 
 def measured(name, tokens, generation):
     """What one case gives, as values for JSON."""
-    from downscale.planner import hlo, programs, worker
+    from downscale.planner import formulas, hlo, worker
     from downscale.planner.hardware import chip
+    from downscale.planner.programs import ProgramRequest
     from downscale.sizes import QWEN3, SIGLIP
     began = time.perf_counter()
     vision = SIGLIP['so400m-patch14-384']
     cell = {'language': dataclasses.asdict(dataclasses.replace(QWEN3[name], N=LAYERS)),
             'vision': dataclasses.asdict(vision), 'dtype': 'bfloat16'}
-    request = programs.ProgramRequest(
+    request = ProgramRequest(
         kind='prefix', topology=f'{generation}:1x1', mesh=(1, 1, 1), rows=1, length=tokens,
         tiles=-(-tokens // vision.P), cell=cell, slots=1)
     facts = hlo.facts(worker.lowered(request).compile().as_text())
     figures = chip(generation)
-    bound = programs.formula(request)['total'] / figures.flops * figures.clock
+    bound = formulas.formula(request)['total'] / figures.flops * figures.clock
     return {'chip': generation, 'model': name, 'tokens': tokens,
             'estimate': facts['estimated_cycles'], 'bound': bound,
             'ratio': facts['estimated_cycles'] / bound, 'flops': facts['flops'],

@@ -305,6 +305,8 @@ def _stored(experiment):
                 del stage[key]
         if stage['name'] != 'perceive':
             del stage['policy']
+        if not stage['teacher']:
+            del stage['teacher'], stage['distil']
     return value
 
 

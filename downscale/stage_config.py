@@ -88,6 +88,10 @@ class Stage:
     constant one; 0 is a cosine over all. `forks` are smaller numbers of steps: each becomes a cell
     that goes on from this run's checkpoint with a decay of its own, as if it had been trained for
     so many steps from the start. `trunk` is the cell that such a fork left; no study sets it.
+    `teacher` names a model that the stage learns from: a stage of this study, 'w96d4/extract' of
+    the cell of that size and of this seed, 'w96d4-s0/extract' of one cell whatever the seed,
+    'instruct' of this cell, or the folder of a model. `distil` is the share of the loss that is the
+    divergence from it, KL(teacher || student); the rest is cross-entropy. At 0 it is told only.
     """
     name: Annotated[str, Choice(tuple(STAGES), 'stage')]
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
@@ -113,9 +117,18 @@ class Stage:
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
     policy: PolicySettings = PolicySettings()
+    teacher: str = ''
+    distil: Annotated[float, Range(0, 1, 'share of the loss that is the divergence from the teacher'
+                                   )] = 1.0
 
     def __post_init__(self):
         check(self)
+        if self.teacher and self.kind.loss != 'tokens':
+            raise ValueError(f'stage {self.name} learns which words a caption holds, and no '
+                             'distribution over the next token; leave out its `teacher`')
+        if self.distil != 1 and not self.teacher:
+            raise ValueError(f'stage {self.name}: distil = {self.distil:g} is the share of a loss '
+                             'that comes from a teacher; give `teacher`, or leave it out')
         # A rate for a group that is frozen does no harm.
         lacking = sorted(set(self.trainable) - set(self.rates))
         if lacking:

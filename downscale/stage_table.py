@@ -28,6 +28,8 @@ class StageKind:
     writes: the kind of text that it is tuned to write; '' for none.
     answers: whether it answers questions with the picture before it.
     shared: whether one cell has it for all sizes of a seed.
+    divergence: of a teacher and the stage, where it has one: 'forward', KL(teacher || student), or
+        'reverse', KL(student || teacher), for rows that the student writes itself.
     """
     parents: dict[str, str]
     trainable: tuple[str, ...] = GROUPS
@@ -38,6 +40,7 @@ class StageKind:
     writes: str = ''
     answers: bool = False
     shared: bool = False
+    divergence: str = 'forward'
 
 
 # Parents before children. Connector and tower see a picture in one tile (arXiv 2511.17487, 3.1).

@@ -83,10 +83,12 @@ def _planned(experiments):
 
 
 def _steps_of(stage):
-    """Return a stage with its steps, and where it forks or is a fork."""
+    """Return a stage with its steps, who teaches it, and where it forks or is a fork."""
     text = f'{stage.name} {stage.steps:,}'
     if stage.forks:
         text += f' (forks of {" and ".join(f"{steps:,}" for steps in stage.forks)})'
+    if stage.teacher:
+        text += f' (taught by {stage.teacher})'
     if stage.trunk:
         text += f' (from step {stage.first_step:,} of {stage.trunk})'
     return text

@@ -2,12 +2,11 @@
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downscale.config import Experiment
-from downscale.experiment import sweeps
-from downscale.runtime.files import PathLike, place
+from downscale.experiment import sweeps, teachers
+from downscale.experiment.references import reference_of
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
 from downscale.stage_config import is_stage
 from downscale.stage_table import STAGES
@@ -91,6 +90,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
             cells += made
     _check_names(cells)
     _check_parents(cells)
+    teachers.check(cells)
     return tuple(cells)
 
 
@@ -116,7 +116,10 @@ def _of_trunk(stage, trunk, there):
     """Return a stage of a fork, with what is not `there` taken from its trunk."""
     parents = {group: parent if parent in there or '/' in parent else f'/{trunk.name}/{parent}'
                for group, parent in stage.parents.items()}
-    return dataclasses.replace(stage, parents=parents)
+    teacher = stage.teacher
+    if teacher in STAGES and teacher not in there:
+        teacher = f'/{trunk.name}/{teacher}'
+    return dataclasses.replace(stage, parents=parents, teacher=teacher)
 
 
 def _check_names(cells):
@@ -164,20 +167,6 @@ def _check_reasoners(cells, trained):
                                      f'{unknown("stage", reference_of(cell, name), known)}')
 
 
-def reference_of(cell: Experiment, reference: str) -> str:
-    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
-
-    '{size}/text' is of the cell that has this size and seed and nothing else of its own, so that
-    cells which differ later need not train what they have in common. '/CELL/STAGE' is of any cell:
-    what a fork has not trained itself is its trunk's.
-    """
-    reference = reference.replace('{size}', cell.size)
-    if reference.startswith('/'):
-        return reference[1:]
-    other, _, stage = reference.rpartition('/')
-    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
-
-
 def _cell(value, name, point, stages):
     """Return the cell of a point, with the named ones of the study's stages."""
     value = sweeps.applied(value, point)
@@ -214,11 +203,3 @@ def _shared_parent(parent, point):
     other, _, stage = str(parent).rpartition('/')
     name = sweeps.shared_name(other, point)
     return parent if not other or name == f'{other}-s{point["seed"]}' else f'/{name}/{stage}'
-
-
-def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:
-    """Return the folder of a parent stage.
-
-    `reference` is 'text' of this cell, or 'tower/tower' of the shared one.
-    """
-    return place(study) / 'cells' / reference_of(experiment, reference)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from downscale.accounting import trainable
-from downscale.planner.programs import (
-    ProgramRequest,
-    Use,
+from downscale.planner.formulas import (
     configs,
     parameters,
+    teacher_bytes,
     with_accumulation,
 )
+from downscale.planner.programs import ProgramRequest, Use
 
 TRIES = 4  # compilations that are spent on finding a fit
 GIB = 2 ** 30
@@ -46,8 +46,10 @@ def _smaller_step(request, used, limit, divides):
     if micro > 1:
         language, vision = configs(request)
         trained = trainable(language, vision, request.stage['trainable'])
-        # Parameters, moments and gradients, in float32, stay when there are more micro-batches.
-        fixed = (4 * parameters(request) + 12 * trained) / (fsdp * tensor) / GIB
+        # Parameters, moments and gradients, in float32, stay when there are more micro-batches, and
+        # so does a teacher.
+        fixed = (4 * parameters(request) + 12 * trained + teacher_bytes(request)) / (
+            fsdp * tensor) / GIB
         # Only what is above `fixed` shrinks with the micro-batch.
         factor = (used - fixed) / (limit - fixed) if fixed < limit else micro
         divisors = [times for times in range(2, micro + 1) if micro % times == 0]

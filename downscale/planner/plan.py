@@ -11,9 +11,10 @@ from typing import Any
 
 from downscale.config import Experiment
 from downscale.planner import bounds, nearest
+from downscale.planner.formulas import formula, parameters
 from downscale.planner.hardware import Chip
 from downscale.planner.pool import Pool, key_of, versions
-from downscale.planner.programs import ProgramRequest, Use, Wish, formula, parameters, uses
+from downscale.planner.programs import ProgramRequest, Use, Wish, uses
 from downscale.planner.topologies import PRICES_AS_OF, topology
 from downscale.runtime.files import PathLike
 from downscale.runtime.progress import Bars

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_flops
+from downscale.accounting import kv_bytes
 from downscale.accounting import parameters as parts_of
+from downscale.planner.formulas import parameters
 from downscale.planner.topologies import Topology, topology
-from downscale.sizes import LanguageConfig, VisionConfig
 from downscale.stage_table import STAGES
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class ProgramRequest:
     `length` the tokens of a row: of a batch, of a prompt, or those that decoding attends to.
     `tiles` are image tiles of a row, `slots` the rows of the engine's cache. `cell` is an
     Experiment without what no program depends on, `stage` the trained groups and the stage whose
-    layout holds (None where nothing is trained). `drawn` tokens are sampled, as Qwen3's recipe
-    for thoughts does, others the likeliest.
+    layout holds (None where nothing is trained), with what decides the part of its `teacher`.
+    `drawn` tokens are sampled, as Qwen3's recipe for thoughts does, others the likeliest.
     """
     kind: str
     topology: str
@@ -109,12 +109,14 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
 
     ValueError in one line, with the arithmetic, where a mesh or a batch does not divide.
     """
+    from downscale.experiment import teachers  # the help of the command needs none
     programs = []
     for cell in cells:
         for stage in cell.stages if 'train' in wish.only and not cell.trained_as else ():
+            teacher = teachers.find(cells, cell, stage) if stage.teacher else None
             programs += [Use(name=f'{cell.name}/{stage.name}', request=request,
                              steps=stage.steps - stage.first_step)
-                         for request in _trained(cell, stage, place, wish)]
+                         for request in _trained(cell, stage, teacher, place, wish)]
             if stage.kind.rows == 'written' and not wish.text_only:
                 programs.append(_writing(cell, stage, place))
     # A tower cell trains the shared tower and answers nothing.
@@ -124,8 +126,11 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
     return programs
 
 
-def _trained(cell, stage, place, wish):
-    """Yield the train programs of one stage, one for each shape of its batches."""
+def _trained(cell, stage, teacher, place, wish):
+    """Yield the train programs of one stage, one for each shape of its batches.
+
+    `teacher` is (its cell, the name of its stage), None without one.
+    """
     groups = tuple(stage.trainable)
     if wish.text_only:
         if 'language' not in groups:
@@ -148,7 +153,8 @@ def _trained(cell, stage, place, wish):
             length=wish.seq or shape.length,
             tiles=tiles,
             cell=_essence(cell, tiles),
-            stage={'name': _layout(stage.name, tiles), 'trainable': groups},
+            stage={'name': _layout(stage.name, tiles), 'trainable': groups,
+                   **_taught(teacher, tiles)},
         )
 
 
@@ -170,9 +176,19 @@ def _writing(cell, stage, place):
                beside=state * ways // place.devices)
 
 
+def _taught(teacher, tiles):
+    """Return what of a teacher decides the program of a stage, {} without one."""
+    if teacher is None:
+        return {}
+    cell, name = teacher
+    # Any share of the loss is one program.
+    return {'teacher': {'cell': _essence(cell, tiles), 'stage': _layout(name, tiles)}}
+
+
 def _layout(stage, tiles):
     """Return the stage whose layout of rows a stage has: stages of one layout share programs."""
-    if STAGES[stage].layout == 'flat':  # the sizes of its rows are its own
+    kind = STAGES.get(stage)  # a teacher may be a folder
+    if kind is not None and kind.layout == 'flat':  # the sizes of its rows are its own
         return stage
     return 'instruct' if tiles else 'text'
 
@@ -267,84 +283,3 @@ def _divides(rows, accumulate, mesh, where):
             f'{where}: batch {rows} does not divide over {accumulate} micro-batches x data '
             f'{mesh[0]} x fsdp {mesh[1]} ({rows} % {ways} = {rows % ways}); the nearest is '
             f'{nearest}')
-
-
-# --- what the formulas say --------------------------------------------------------------------
-
-def configs(request: ProgramRequest) -> tuple[LanguageConfig, VisionConfig | None]:
-    """Return the sizes of a request's language model and, where it has one, of its tower."""
-    language = request.cell['language']
-    vision = request.cell['vision']
-    return LanguageConfig(**language), vision and VisionConfig(**vision)
-
-
-def formula(request: ProgramRequest) -> dict[str, int] | None:
-    """Return {'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
-
-    'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
-    of the decoder, which a Pallas kernel may compute. None where there is no formula: the tower
-    stage scores words, and what a policy between 'none' and 'full' computes again is the compiler's
-    affair.
-    """
-    language, vision = configs(request)
-    rows = request.rows
-    length = request.length
-    if request.kind == 'train':
-        if STAGES[request.stage['name']].loss == 'words':
-            return None
-        if request.cell['remat'] not in ('none', 'full'):
-            return None
-        return _train_formula(request, language, vision)
-    if request.kind == 'decode':
-        model = rows * decode_flops(language, length)
-        attention = rows * 4 * language.N * language.H * language.E * length
-        # In a flat cache a query meets all key heads of its device, all but one with zeros.
-        total = model + attention * (language.K // request.mesh[2] - 1)
-    else:
-        model = total = _read_flops(request, language, vision, rows, length)
-        # Twice the rows of half the length do the same work but for half the attention.
-        attention = 2 * (total - _read_flops(request, language, vision, 2 * rows, length / 2))
-    return {'total': int(total), 'model': int(model), 'attention': int(attention)}
-
-
-def _read_flops(request, language, vision, rows, length):
-    """Return FLOPs of reading prompts, or, of 'see', of the tower and the connector."""
-    if request.kind == 'see':
-        flops = forward_flops(language, vision, rows=rows, length=0, tiles=request.tiles,
-                              head_positions=0)
-        return flops['tower'] + flops['connector']
-    # Nothing needs more of the last block than its keys and values.
-    blocks = forward_flops(replace(language, N=language.N - 1), rows=rows, length=length,
-                           head_positions=0)
-    return blocks['language'] + 4 * rows * length * language.D * language.K * language.E
-
-
-def _train_formula(request, language, vision):
-    """Return the `formula` of one train step."""
-    def price(rows, length):
-        return train_flops(
-            language, vision, rows=rows, length=length, tiles=request.rows * request.tiles,
-            groups=request.stage['trainable'], remat=request.cell['remat'] == 'full',
-            head_positions=request.rows * request.length)
-    # As in `formula`: twice the rows of half the length, for the share of attention.
-    whole = price(request.rows, request.length)
-    halves = price(2 * request.rows, request.length / 2)
-    return {'total': whole['total'], 'model': whole['forward'] + whole['backward'],
-            'attention': int(2 * (whole['total'] - halves['total']))}
-
-
-def parameters(request: ProgramRequest) -> int:
-    """Return parameters that the program holds: all of the model, or those of its part."""
-    language, vision = configs(request)
-    parts = parts_of(language, vision)
-    if request.kind == 'see':
-        return parts['tower'] + parts['connector']
-    if request.kind in ('prefill', 'prefix', 'decode') or not request.tiles:
-        return parts['embedding'] + parts['decoder'] + parts['head']
-    return sum(parts.values())
-
-
-def with_accumulation(request: ProgramRequest, micro: int) -> ProgramRequest:
-    """Return `request` with `micro` micro-batches to a step: the global batch stays."""
-    optimizer = {**request.cell['optimizer'], 'accumulate': micro}
-    return replace(request, cell={**request.cell, 'optimizer': optimizer})

@@ -25,63 +25,21 @@ from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges
-from downscale.model.init import abstract_params
-from downscale.model.tower_words import WordModel, abstract_word_params
-from downscale.model.vision import Tower
-from downscale.model.vlm import Vlm
 from downscale.planner import hlo
 from downscale.planner.batches import batch_of
+from downscale.planner.cells import experiment_of, model_of_request, params_of, teacher_of
 from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
-from downscale.stages import attention
-from downscale.stages.models import groups_of, model_of
+from downscale.stages import attention, teachers
+from downscale.stages.models import model_of
 from downscale.train.state import abstract, new_state
 from downscale.train.step import compiled_step
-from downscale.values import from_dict
 
 GIB = 2 ** 30
 DRAWN = Sampling(temperature=.6, top_k=20, top_p=.95)  # of thoughts, as Qwen3's model card says
 WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`
-
-
-def experiment_of(request: ProgramRequest) -> config.Experiment:
-    """Return the `Experiment` of a request, with one stage where one is trained."""
-    stages = []
-    if request.stage is not None:
-        groups = list(request.stage['trainable'])
-        # Rates and steps decide nothing of the program; they are there for the checks of a stage.
-        stages = [{'name': request.stage['name'], 'steps': 1, 'batch': request.rows,
-                   'length': request.length, 'tiles': request.tiles, 'trainable': groups,
-                   'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
-    # A text-only program has no tower and no pictures: None there means the default.
-    cell = {key: part for key, part in request.cell.items() if part is not None}
-    return from_dict(config.Experiment, {
-        **cell, 'name': 'cell', 'size': 'any', 'seed': 0,
-        'mesh': dict(zip(('data', 'fsdp', 'tensor'), request.mesh)), 'stages': stages,
-        'language': request.cell['language'], 'vision': request.cell['vision']})
-
-
-def _model(cell, request):
-    """Return the module whose parameters a program holds."""
-    model = model_of(cell, request.stage['name'] if request.stage else 'instruct')
-    assert not isinstance(model, Tower)  # a cell without a language model has no programs
-    return model
-
-
-def params_of(model: Vlm | WordModel, request: ProgramRequest) -> dict[str, Any]:
-    """Return ShapeDtypeStructs of the parameters that a program holds."""
-    if isinstance(model, WordModel):
-        return abstract_word_params(model)
-    parts = groups_of(model, sees=request.tiles > 0)
-    if request.kind == 'see':
-        parts = ('tower', 'connector')
-    elif request.kind == 'prefix':  # reads features of pictures, which `see` has made
-        parts = tuple(name for name in groups_of(model, sees=True)
-                      if name not in ('tower', 'connector'))
-    # pyrefly: ignore[bad-argument-type]
-    return abstract_params(model, parts)
 
 
 def refuse(request: ProgramRequest) -> None:
@@ -90,9 +48,12 @@ def refuse(request: ProgramRequest) -> None:
     Nothing is compiled for it.
     """
     cell = experiment_of(request)
-    model = _model(cell, request)
+    model = model_of_request(cell, request)
     target = mesh(*request.mesh, devices=devices_of(request))
     shardings(params_of(model, request), target, model.rules)
+    teacher = teacher_of(cell, request, target)
+    if teacher is not None:
+        shardings(teachers.shapes_of(teacher.model, cell.stages[0]), target, model.rules)
     for stage in cell.stages:
         attention.choices(cell, stage, target)
 
@@ -119,8 +80,9 @@ def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh
                   params: Any) -> jax.stages.Lowered:
     """Return the lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
-    model = _model(cell, request)
+    model = model_of_request(cell, request)
     groups = tuple(stage.trainable)
+    teacher = teacher_of(cell, request, target)
 
     def first_state():
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
@@ -130,9 +92,14 @@ def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = batch_of(cell, stage, batch_sharding(target, model.rules))
+    # pyrefly: ignore[bad-argument-type]
     step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target,
-                         tuple(attention.programs(cell, stage, target).items()))
-    return step.lower(state, batch, rates)
+                         tuple(attention.programs(cell, stage, target).items()), teacher)
+    if teacher is None:
+        return step.lower(state, batch, rates)
+    taught = teachers.shapes_of(teacher.model, stage)
+    return step.lower(state, batch, rates,
+                      abstract(taught, shardings(taught, target, model.rules)))
 
 
 def lowered_served(cell: config.Experiment, request: ProgramRequest, target: Mesh,
@@ -242,7 +209,7 @@ def lowered(request: ProgramRequest) -> jax.stages.Lowered:
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
     # Shapes are worked out before: on this mesh nothing can be computed, not even a zero.
-    params = params_of(_model(cell, request), request)
+    params = params_of(model_of_request(cell, request), request)
     with jax.set_mesh(target):
         make = lowered_train if request.kind == 'train' else lowered_served
         return make(cell, request, target, params)

@@ -9,7 +9,7 @@ import numpy as np
 from downscale.config import Experiment
 from downscale.evaluate.answers import Item, Wording, answer_in, prompt_of
 from downscale.evaluate.runs import open_engine
-from downscale.experiment.expansion import parent_folder
+from downscale.experiment.references import parent_folder
 from downscale.generate.engine import Engine
 from downscale.generate.requests import Request
 from downscale.runtime.files import PathLike

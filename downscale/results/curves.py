@@ -1,6 +1,6 @@
 """What `metrics.jsonl` of a stage holds, one row for each step from 1 on, and doubts about it.
 
-Besides, which program computed attention, as its `DONE.json` says.
+Besides, which program computed attention, as its `DONE.json` says, and who taught it.
 """
 import json
 import math
@@ -50,6 +50,20 @@ def attention(study: Path) -> Iterator[str]:
             counts[f'{program} on {done.get("device")}'] += 1
     for where, count in sorted(counts.items()):
         yield f'Attention was computed by {where} in {count} stage{"s" * (count > 1)}.'
+
+
+def teachers(study: Path) -> Iterator[str]:
+    """Yield from which model each stage with a teacher learns, and how, a line each.
+
+    `study` is a local folder.
+    """
+    for path in sorted(study.glob('cells/*/*/teacher.json')):
+        note = read_json(path)
+        if isinstance(note, dict) and note.keys() >= {'teacher', 'distil', 'divergence'}:
+            of = {'forward': 'KL(teacher || student)', 'reverse': 'KL(student || teacher)'}
+            cell, name = path.parts[-3:-1]
+            yield (f'{cell}/{name} learns from {note["teacher"]}: its loss is {note["distil"]} x '
+                   f'{of.get(note["divergence"], "a divergence")}, the rest cross-entropy.')
 
 
 def doubts(study: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from downscale.results.curves import attention, doubts
+from downscale.results.curves import attention, doubts, teachers
 from downscale.results.items import (
     ITEMS,
     TEXT_KEY,
@@ -32,7 +32,7 @@ from downscale.stage_table import STAGES
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
         'pictures/*.png', 'cells/*/*/experiment.json', 'cells/*/*/padding.json',
         'cells/*/*/timing.jsonl', 'cells/*/*/metrics.jsonl', 'cells/*/*/DONE.json',
-        'cells/*/*/FATAL.json')
+        'cells/*/*/FATAL.json', 'cells/*/*/teacher.json')
 
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
 # Text columns that are grouped or compared, by ranks: comparing Python objects is slow.
@@ -132,7 +132,8 @@ def load_study(directory: PathLike) -> Study:
     if gone:
         notes.append(f'{len(gone)} objects of the bucket went while they were read, first '
                      f'{gone[0]}')
-    return replace(study, notes=(*study.notes, *notes, *doubts(root), *attention(root)))
+    return replace(study, notes=(*study.notes, *notes, *doubts(root), *attention(root),
+                                 *teachers(root)))
 
 
 def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unfinished: tuple,
@@ -261,13 +262,15 @@ def _stage_order(stage):
 def _read_metrics(path):
     """Return (columns step, tokens and loss of the rows that have a loss, how many lines are torn).
 
-    Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged.
+    Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged. That
+    of a stage with a teacher is its cross-entropy, so that all stages are told by the same.
     """
     written, torn = read_lines(path)
     losses = [row for row in written if row.get('loss') is not None]
     rows = []
     for number, row in enumerate(losses, 1):
-        values = row.get('step', number), row.get('tokens', np.nan), row['loss']
+        values = row.get('step', number), row.get('tokens', np.nan), row.get(
+            'cross_entropy', row['loss'])
         for name, value in zip(('step', 'tokens', 'loss'), values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) \
                     or name == 'step' and not np.isfinite(value):

@@ -98,7 +98,7 @@ def _trained(folder, cell, value, stage):
         language = from_dict(LanguageConfig, value['language'], 'language')
         vision = from_dict(VisionConfig | None, value.get('vision'), 'vision')
         pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
-        flops = _flops(folder, stage, language, vision)
+        flops = _flops(folder, stage, (language, vision), _teacher(folder))
     except ValueError as error:
         # A TableError is a ValueError that names its file already.
         if isinstance(error, TableError):
@@ -134,11 +134,24 @@ def _check_stage(stage, where):
     check(stage['rates'], dict.fromkeys(stage['trainable'], NUMBER), f'{where}: rates')
 
 
-def _flops(folder, stage, language, vision):
+def _teacher(folder):
+    """Return (language, vision) of the teacher of a stage, as its note says; None without one."""
+    path = folder / 'teacher.json'
+    noted = read_object(path)
+    if noted is None:
+        return None
+    check(noted, {'language': dict}, short(path))
+    return (from_dict(LanguageConfig, noted['language'], f'{short(path)}: language'),
+            from_dict(VisionConfig | None, noted.get('vision'), f'{short(path)}: vision'))
+
+
+def _flops(folder, stage, models, teacher):
     """Return FLOPs of all steps of a stage, its shapes weighed by how often batches of them come.
 
-    None where nothing tells how often.
+    `models` are (language, vision), and `teacher` those of its teacher, which reads every batch
+    too; what it took to train that is not counted. None where nothing tells how often.
     """
+    language, vision = models
     shapes = [stage, *stage.get('buckets', ())]
     packed = _packed(folder)
     if totals(language)['n_nonembed'] <= 0:
@@ -154,9 +167,12 @@ def _flops(folder, stage, language, vision):
                    for row in packed['buckets']}
     flops = []
     for shape in shapes:
-        step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
-                           tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
-        step = step['total'] + _written(stage, language, vision)
+        read = {'rows': shape['batch'], 'length': shape['length'],
+                'tiles': shape['tiles'] * shape['batch']}
+        step = train_flops(language, vision, **read, groups=tuple(stage['trainable']))['total']
+        step += _written(stage, language, vision)
+        if teacher is not None:
+            step += forward_flops(*teacher, **read)['total']
         flops.append(batches.get((shape['length'], shape['tiles']), 0) * step)
     # FLOPs of the mean batch, times the steps.
     return float(sum(flops)) / sum(batches.values()) * stage['steps']

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from jax.sharding import Mesh
 
-from downscale.accounting import GPUS, train_flops
+from downscale.accounting import GPUS, forward_flops, train_flops
 from downscale.config import Experiment
 from downscale.model.attention import choose
+from downscale.model.vlm import Vlm
 from downscale.stage_config import Stage
 from downscale.stages.start import grid_of
 
@@ -38,20 +39,26 @@ def programs(experiment: Experiment, stage: Stage, grid: Mesh,
         experiment, stage, grid, stacked).items()}
 
 
-def ideal_seconds(experiment: Experiment, stage: Stage,
-                  grid: Mesh) -> dict[tuple[int, int], float]:
+def ideal_seconds(experiment: Experiment, stage: Stage, grid: Mesh,
+                  teacher: Vlm | None = None) -> dict[tuple[int, int], float]:
     """Return {(tokens, tiles of a row): seconds of a step with all devices at their bf16 peak}.
 
-    FLOPs leave out what `remat` computes again. {} where no peak is known, and without a decoder.
+    FLOPs are those of the step and of its `teacher`, without what `remat` computes again. {} where
+    no peak is known, and without a decoder.
     """
     gpu = GPUS.get(grid.devices.flat[0].device_kind)
     if gpu is None or stage.kind.loss == 'words':
         return {}
     assert experiment.language is not None
-    return {(shape.length, shape.tiles): train_flops(
-        experiment.language, experiment.vision, rows=shape.batch, length=shape.length,
-        tiles=shape.batch * shape.tiles, groups=tuple(stage.trainable))['total']
-        / (gpu.flops * grid.size) for shape in stage.shapes}
+    seconds = {}
+    for shape in stage.shapes:
+        read = {'rows': shape.batch, 'length': shape.length, 'tiles': shape.batch * shape.tiles}
+        flops = train_flops(experiment.language, experiment.vision, **read,
+                            groups=tuple(stage.trainable))['total']
+        if teacher is not None:
+            flops += forward_flops(teacher.language, teacher.vision, **read)['total']
+        seconds[shape.length, shape.tiles] = flops / (gpu.flops * grid.size)
+    return seconds
 
 
 def lines(experiments: Iterable[Experiment], together: int = 1) -> Iterator[str]:

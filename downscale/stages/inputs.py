@@ -17,7 +17,7 @@ from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.runtime.files import PathLike, read_json, scratch, write_json
 from downscale.stage_config import Stage
-from downscale.stages import loading, padding
+from downscale.stages import loading, padding, teachers
 from downscale.values import hash_of
 
 
@@ -35,6 +35,7 @@ def prepare(study: PathLike, experiment: Experiment, progress: Callable | None =
         corpus(stage.mixture)
     if not in_world(experiment):
         _check_published(study, experiment, published)
+        teachers.refuse_other_tokenizer(study, among)
         return None
     # 2. Scenes, on a disk of this machine even when the study is in a bucket.
     study = scratch(study)
@@ -64,6 +65,7 @@ def prepare(study: PathLike, experiment: Experiment, progress: Callable | None =
                              f'first {lacking[0]!r}: it was made for other worlds; give the study '
                              'another folder with --out')
     _check_published(study, experiment, published)
+    teachers.refuse_other_tokenizer(study, among)
     return folder
 
 

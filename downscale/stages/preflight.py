@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from downscale.config import Experiment
+from downscale.experiment.teachers import stage_of
 from downscale.runtime.files import place
 from downscale.runtime.mounts import FAILURE, mounted, origin_of
 from downscale.stage_config import is_stage
@@ -36,9 +37,11 @@ def check(experiment: Experiment) -> None:
         if stage.mixture:
             with _named(stage.mixture):
                 corpus(stage.mixture).record(0)
-    reasoners = {name for stage in experiment.stages if stage.kind.rows == 'written'
-                 for name in stage.policy.reasoners if not is_stage(name)}
-    for folder in sorted({*experiment.imports.values(), *reasoners}):
+    others = [stage.teacher for stage in experiment.stages
+              if stage.teacher and stage_of(experiment, stage) is None]
+    others += [name for stage in experiment.stages if stage.kind.rows == 'written'
+               for name in stage.policy.reasoners if not is_stage(name)]
+    for folder in sorted({*experiment.imports.values(), *others}):
         with _named(folder):
             _read_tensor(folder)
     asked = experiment.evaluation

@@ -4,7 +4,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from downscale.config import Experiment
-from downscale.experiment.expansion import parent_folder
+from downscale.experiment.references import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
 from downscale.model.vlm import Vlm

@@ -10,7 +10,7 @@ from downscale.config import Experiment
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, read_json, write_json
-from downscale.stages import padding
+from downscale.stages import padding, teachers
 from downscale.stages.attention import ideal_seconds, programs
 from downscale.stages.folders import folder_of, is_done, refuse_other
 from downscale.stages.forks import leave_trunk
@@ -53,7 +53,11 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     stage = experiment.stage(name)
     # 1. Refuse what cannot work, in all processes alike, before the folder is touched.
     grid = grid_of(experiment)
-    run = _stage_run(experiment, stage, grid, tracker)
+    teacher = teachers.teacher_of(study, experiment, stage, grid)
+    run = _stage_run(experiment, stage, grid, tracker, teacher)
+    if teacher is not None:
+        run = dataclasses.replace(run, teacher_params=lambda: teachers.params_of(
+            study, experiment, stage, teacher.model, grid))
     folder = folder_of(study, experiment, name)
     task = [experiment.hash, name]
     if processes.once(lambda: task) != task:
@@ -88,8 +92,10 @@ def train_together(
     """Train stage `name` of all `cells` in one program, each as `train_stage` would train it.
 
     The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
-    failed.
+    failed. ValueError where the stage has a teacher.
     """
+    if any(cell.stage(name).teacher for cell in cells):
+        raise ValueError(f'stage {name} has a teacher; its cells are trained one by one')
     failed = {}
     begun = {}
     with contextlib.ExitStack() as stack:
@@ -119,7 +125,7 @@ def train_together(
     return failed
 
 
-def _stage_run(experiment, stage, grid, tracker, stacked=False):
+def _stage_run(experiment, stage, grid, tracker, teacher=None, stacked=False):
     """Return the `StageRun` of a stage on the devices of `grid`, `stacked` with other cells or not.
     """
     return StageRun(
@@ -135,7 +141,8 @@ def _stage_run(experiment, stage, grid, tracker, stacked=False):
         shapes=start_shapes(experiment, stage),
         tracker=tracker,
         attention=programs(experiment, stage, grid, stacked),
-        ideal={} if stacked else ideal_seconds(experiment, stage, grid),
+        ideal={} if stacked else ideal_seconds(experiment, stage, grid, teacher and teacher.model),
+        teacher=teacher,
     )
 
 
@@ -157,7 +164,8 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     """Return a hash that is equal for cells whose stage `name` can be trained together.
 
     Such cells differ in names, seeds and rates only. None where batches have several shapes, which
-    would not come in step, and where the model writes them itself.
+    would not come in step, where the model writes them itself, and where a teacher has the room of
+    several cells.
     """
     value = dataclasses.asdict(experiment)
     # Earlier stages may differ, which only decide where weights start; this one must not.
@@ -167,7 +175,8 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     value['stage'] = dataclasses.asdict(stage) | {'rates': None, 'trunk': ''}
     if stage.trunk:  # a fork starts from no parent, but from its trunk
         del value['stage']['parents']
-    return None if stage.buckets or stage.kind.rows == 'written' else hash_of(value)
+    alone = stage.buckets or stage.teacher or stage.kind.rows == 'written'
+    return None if alone else hash_of(value)
 
 
 def one_device(experiment: Experiment) -> Mesh:
@@ -187,6 +196,7 @@ def _begin(study, experiment, stage, folder):
     """Write into the folder of a stage what runs there; return (sampler, seed of its stream)."""
     # First of all: it refuses a folder of another run.
     processes.once(lambda: _open(folder, experiment))
+    processes.once(lambda: teachers.note(study, experiment, stage, folder))
     processes.once(lambda: leave_trunk(study, experiment, stage, folder))
     sampler, seed = sampler_of(study, experiment, stage)
     processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.config import Experiment
-from downscale.experiment.expansion import reference_of
+from downscale.experiment import teachers
+from downscale.experiment.references import reference_of
 from downscale.stage_config import is_stage
 from downscale.stage_table import WRITER
 
@@ -22,6 +23,7 @@ class Task:
 def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
     """Return all tasks of a study, parents before children."""
     tasks = []
+    experiments = teachers.in_order(experiments)
     for cell in experiments:
         if not cell.trained_as:
             tasks += [_training(cell, stage) for stage in cell.stages]
@@ -42,6 +44,9 @@ def _training(cell, stage):
     needs = [reference_of(cell, reference) for reference in parents]
     if stage.kind.rows == 'written':
         needs += [reference_of(cell, name) for name in stage.policy.reasoners if is_stage(name)]
+    teacher = teachers.stage_of(cell, stage)
+    if teacher is not None:
+        needs.append(teacher)
     if stage.trunk:
         needs.append(f'{stage.trunk}/{stage.name}')
     return Task(

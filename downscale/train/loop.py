@@ -76,8 +76,7 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
             contextlib.closing(
                 checkpoint.open_manager(folder, every=run.save_every, kept=run.kept)))
         state, meta = start(manager, run, params, stream)
-        step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh,
-                                tuple(sorted(run.attention.items())))
+        step_fn, taught = _step_of(run)
         first = int(state['step'])
         rows = share(run.mesh, rules)
         log = stack.enter_context(contextlib.closing(Log(
@@ -91,7 +90,7 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
             rates = {group: jnp.float32(factor * rate) for group, rate in run.rates.items()}
             batch = on_devices(batch, rows, run.mesh, rules)
             read = tokens_of(batch['segments'])  # before the step, whose time it hides in
-            state, metrics = step_fn(state, batch, rates)
+            state, metrics = step_fn(state, batch, rates, *taught)
             # Only now, with the next step under way, wait for the metrics of the one before.
             if pending:
                 report(*log.write(*pending))
@@ -114,6 +113,14 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
         _save(manager, state, stream, log)
         manager.wait_until_finished()
     return state['params']
+
+
+def _step_of(run):
+    """Return (the compiled step, what it takes besides: the frozen parameters of a teacher)."""
+    step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh,
+                            tuple(sorted(run.attention.items())), run.teacher)
+    # Beside the state and never in it: no checkpoint holds them.
+    return step_fn, () if run.teacher is None else (run.teacher_params(),)
 
 
 def check_supervised(loss: str, step: int, batch: dict[str, Any]) -> None:

@@ -1,15 +1,34 @@
 """What one stage trains, and how: the record that loops and compiled steps are made from."""
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
 from downscale.runtime import processes
+from downscale.train.loss import Distillation
 
 if TYPE_CHECKING:
     from downscale.config import Optimizer
     from downscale.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherModel:
+    """A frozen `Vlm` that a stage learns from, and how.
+
+    Of every shape of a batch there is `attention` (tokens of a row, its program), as of a
+    `StageRun`; without any it is that of the model.
+    """
+    model: Any
+    distil: Distillation
+    attention: tuple[tuple[int, str], ...] = ()
+
+    def for_rows(self, length: int) -> 'TeacherModel':
+        """Return the teacher with the attention of rows of `length` tokens."""
+        if not self.attention:
+            return self
+        return replace(self, model=self.model.clone(attention=dict(self.attention)[length]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +39,11 @@ class StageRun:
     learning rate of each. `shapes` are the ShapeDtypeStructs of the parameters, with which a
     restart reads nothing of the parents. `kept` are steps that are saved as well and stay.
     `stop(step)` says whether to save and end behind a step. `tracker` is a key of
-    `trackers.WRITERS`. Of every shape of a batch there is `attention` {tokens of a row: its
-    program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a step with all
-    devices at their peak}. `rollouts` is the stream itself where it writes with the parameters that
-    are trained (`policy/rollouts.py`).
+    `trackers.WRITERS`. `teacher_params()` gives those of the `teacher`, on their devices; they are
+    in no checkpoint of the run. Of every shape of a batch there is `attention` {tokens of a row:
+    its program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a step with
+    all devices at their peak}. `rollouts` is the stream itself where it writes with the parameters
+    that are trained (`policy/rollouts.py`).
     """
     model: Any
     loss: str
@@ -38,6 +58,8 @@ class StageRun:
     shapes: dict[str, Any] | None = None
     stop: Callable[[int], bool] = processes.stop
     tracker: str = 'none'
+    teacher: TeacherModel | None = None
+    teacher_params: Callable[[], dict[str, Any]] = dict
     attention: dict[int, str] = field(default_factory=dict)
     ideal: dict[tuple[int, int], float] = field(default_factory=dict)
     rollouts: Any = None

@@ -13,25 +13,34 @@ from downscale.model.vlm import Vlm
 from downscale.sharding import BATCH_AXES, batch_sharding, shardings, specs
 from downscale.train.loss import next_token, token_nats
 from downscale.train.optimizer import scaled, transform
+from downscale.train.run import TeacherModel
 from downscale.train.state import split
 
 if TYPE_CHECKING:
     from downscale.config import Optimizer
 
+BESIDE = ('kl', 'cross_entropy')  # metrics of a stage with a teacher, in the order of its sums
 
-def token_loss(model: Vlm, params: dict[str, Any],
-               batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+
+def token_loss(model: Vlm, params: dict[str, Any], batch: dict[str, jax.Array],
+               teacher: TeacherModel | None = None, taught: Any = None) -> tuple[jax.Array, ...]:
     """Return (sum of weighted next-token losses in nats, sum of weights, weighted count of hits).
 
-    `batch['weights']` marks targets: the token at position i is predicted from position i - 1.
+    `batch['weights']` marks targets: the token at position i is predicted from position i - 1. With
+    a `teacher`, whose parameters are `taught`, the sums of `BESIDE` stand behind.
     """
     shape = model.language.V, model.language.D
-    loss, hits = model.apply(
-        {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
-        batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'),
-        finish=partial(next_token, batch=batch, shape=shape, rules=model.rules))
+    read = [batch.get(name) for name in (
+        'tokens', 'positions', 'segments', 'tiles', 'image_index', 'image_weight')]
+    finish = partial(next_token, batch=batch, shape=shape, rules=model.rules)
+    if teacher is not None:
+        # Its hidden states and its head, for `next_token` to make logits of chunk by chunk.
+        states = teacher.model.apply({'params': taught}, *read, finish=lambda x_BLD, head: (
+            x_BLD, head))
+        finish = partial(finish, distil=teacher.distil, taught=states)
+    loss, *sums = model.apply({'params': params}, *read, finish=finish)
     # pyrefly: ignore[bad-return]
-    return loss, batch['weights'][:, 1:].sum(), hits
+    return loss, batch['weights'][:, 1:].sum(), *sums
 
 
 def word_loss(model: WordModel, params: dict[str, Any],
@@ -109,25 +118,28 @@ LOSSES = {'tokens': token_loss, 'words': word_loss, 'policy': policy_loss}
 
 
 def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen: dict[str, Any],
-              batch: dict[str, jax.Array],
-              accumulate: int) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+              batch: dict[str, jax.Array], accumulate: int, teacher: TeacherModel | None = None,
+              taught: Any = None) -> tuple[Any, ...]:
     """Return (grads of the mean loss, loss, hits, weight) over `accumulate` equal micro-batches.
 
     The mean is over the whole batch's weight, so micro-batches change memory, not the result. On a
     mesh, each device takes its rows and holds its shares of the parameters; the model gathers them,
-    `tensor` is left to the partitioner. ValueError where rows do not divide.
+    `tensor` is left to the partitioner. The parameters `taught` of a `teacher` are shared out
+    likewise, and the means of `BESIDE` stand behind. ValueError where rows do not divide.
     """
+    sums_of = partial(_sums, model, loss, accumulate, teacher)
+    still = frozen, {} if taught is None else taught
     # A single device takes the plain path, which is also what a run of stacked cells needs.
     current = jax.sharding.get_abstract_mesh()
     if current.empty or current.size == 1:
-        sums = _sums(model, loss, accumulate, moving, frozen, batch)
+        sums = sums_of(moving, still, batch)
     else:
         # Only the batch axes are handled by hand; axes such as `tensor` stay out of these specs.
         shares = partial(specs, target=current, rules=model.rules)
-        by_batch = _by_batch((shares(moving), shares(frozen)))
+        by_batch = _by_batch((shares(moving), shares(still)))
 
-        def per_device(moving, frozen, batch):
-            grads, numbers = _sums(model, loss, accumulate, moving, frozen, batch)
+        def per_device(moving, still, batch):
+            grads, numbers = sums_of(moving, still, batch)
             # A gathered weight's gradient comes back summed over the devices that share it.
             rest = jax.tree.map(lambda parts: tuple(
                 name for name in BATCH_AXES if name not in jax.tree.leaves(tuple(parts))),
@@ -138,11 +150,13 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
         sums = jax.shard_map(
             per_device, in_specs=(*by_batch, PartitionSpec(BATCH_AXES)),
             out_specs=(by_batch[0], PartitionSpec()), axis_names=set(BATCH_AXES),
-            check_vma=False)(moving, frozen, batch)
-    grads, (value, weight, hits) = sums
+            check_vma=False)(moving, still, batch)
+    grads, (value, weight, hits, *beside) = sums
     # The loop refuses a batch without weight; any other caller gets 0 instead of NaN.
     weight = jnp.maximum(weight, 1e-9)
-    return jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight
+    beside = [total / weight for total in beside]
+    return (jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight,
+            *beside)
 
 
 def _by_batch(tree):
@@ -158,11 +172,20 @@ def _within(part, names):
     return tuple(name for name in part if name in names) or None
 
 
-def _sums(model, loss, accumulate, moving, frozen, batch):
-    """Return (grads, (value, weight, hits)), summed over the rows at hand."""
+def _sums(model, loss, accumulate, teacher, moving, still, batch):
+    """Return (grads, (value, weight, hits, ...)), summed over the rows at hand.
+
+    `still` are the parameters that nothing moves: (frozen ones of the model, those of `teacher`).
+    """
+    frozen, taught = still
+    # Not among what is differentiated: the backward pass stops before the teacher.
+    by_loss = LOSSES[loss]
+    if teacher is not None:
+        by_loss = partial(by_loss, teacher=teacher, taught=taught)
+
     def total(moving, part):
-        value, weight, hits = LOSSES[loss](model, {**moving, **frozen}, part)
-        return value, (weight, hits)
+        value, *sums = by_loss(model, {**moving, **frozen}, part)
+        return value, tuple(sums)
 
     grad = jax.value_and_grad(total, has_aux=True)
     rows = len(batch['tokens'])
@@ -180,24 +203,25 @@ def _sums(model, loss, accumulate, moving, frozen, batch):
         (value, aux), grads = grad(moving, part)
         return jax.tree.map(jnp.add, carry, (grads, (value, *aux))), None
 
-    zero = jnp.float32(0)
-    start = jax.tree.map(jnp.zeros_like, moving), (zero, zero, zero)
+    zeros = (jnp.float32(0),) * (3 if teacher is None else 3 + len(BESIDE))
+    start = jax.tree.map(jnp.zeros_like, moving), zeros
     return jax.lax.scan(add, start, parts)[0]
 
 
 def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[str, Any], *,
                model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
-               trainable: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+               trainable: tuple[str, ...], teacher: TeacherModel | None = None,
+               taught: Any = None) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """Return the state after one update, and its metrics (float32 scalars, still on the device)."""
     moving, frozen = split(state['params'], trainable)
-    grads, value, hits, weight = gradients(
-        model, loss, moving, frozen, batch, optimizer.accumulate)
+    grads, value, hits, weight, *beside = gradients(
+        model, loss, moving, frozen, batch, optimizer.accumulate, teacher=teacher, taught=taught)
     tx = transform(optimizer, model.growth)
     updates, opt_state = tx.update(grads, state['opt_state'], moving)
     # pyrefly: ignore[bad-argument-type]
     moving = optax.apply_updates(moving, scaled(updates, rates, model.growth))
     metrics = {'loss': value, 'accuracy': hits, 'grad_norm': optax.tree.norm(grads),
-               'weight': weight}
+               'weight': weight, **dict(zip(BESIDE, beside))}
     state = {'step': state['step'] + 1, 'params': {**moving, **frozen}, 'opt_state': opt_state}
     return state, metrics
 
@@ -205,26 +229,56 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
 @lru_cache
 def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
                   trainable: tuple[str, ...], mesh: Mesh,
-                  attention: tuple[tuple[int, str], ...] = ()) -> Callable:
+                  attention: tuple[tuple[int, str], ...] = (),
+                  teacher: TeacherModel | None = None) -> Callable:
     """Return `train_step` under jit, with the shardings of `mesh` and the state donated.
 
+    It takes (state, batch, rates) and, with a `teacher`, its parameters, which stay as they are.
     `attention` are (tokens of a row, program of `model/attention.py`) of every shape of a batch;
     without any it is that of `model`. Memoised, so stages and cells of one process that agree in
     these values share a program.
     """
+    if teacher is not None and not teacher.distil.share:
+        return _told_beside(model, loss, optimizer, trainable, mesh, attention, teacher)
     programs = dict(attention)
 
-    def step(state, batch, rates):
+    def step(state, batch, rates, taught=None):
+        length = batch['tokens'].shape[1]
         by_shape = model
         if programs:
-            by_shape = model.clone(attention=programs[batch['tokens'].shape[1]])
+            by_shape = model.clone(attention=programs[length])
         shards = shardings(state, mesh, model.rules)
         state, metrics = train_step(state, batch, rates, model=by_shape, loss=loss,
-                                    optimizer=optimizer, trainable=trainable)
+                                    optimizer=optimizer, trainable=trainable,
+                                    teacher=teacher and teacher.for_rows(length), taught=taught)
         return jax.lax.with_sharding_constraint(state, shards), metrics
 
+    given = (None, batch_sharding(mesh, model.rules), None)
     return jax.jit(step, donate_argnums=0,
-                   in_shardings=(None, batch_sharding(mesh, model.rules), None))
+                   in_shardings=given if teacher is None else (*given, None))
+
+
+def _told_beside(model, loss, optimizer, trainable, mesh, attention, teacher):
+    """Return `compiled_step` of a teacher that has no share of the loss: its KL is told alone.
+
+    It is a program of its own, for in one program plain training would be rounded otherwise.
+    """
+    plain = compiled_step(model, loss, optimizer, trainable, mesh, attention)
+    programs = dict(attention)
+
+    @partial(jax.jit, in_shardings=(None, batch_sharding(mesh, model.rules), None))
+    def divergence(params, batch, taught):
+        length = batch['tokens'].shape[1]
+        by_shape = model.clone(attention=programs[length]) if programs else model
+        return gradients(by_shape, loss, {}, params, batch, optimizer.accumulate,
+                         teacher=teacher.for_rows(length), taught=taught)[4]
+
+    def step(state, batch, rates, taught):
+        # First, for the step takes the memory of the state that it is given.
+        kl = divergence(state['params'], batch, taught)
+        state, metrics = plain(state, batch, rates)
+        return state, {**metrics, 'kl': kl, 'cross_entropy': metrics['loss']}
+    return step
 
 
 @lru_cache

@@ -18,7 +18,8 @@ from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
-from downscale.experiment.expansion import cells_of, language_of, parent_folder
+from downscale.experiment.expansion import cells_of, language_of
+from downscale.experiment.references import parent_folder
 from downscale.stage_table import STAGES
 from downscale.stages.models import model_of
 from downscale.values import from_dict

@@ -16,8 +16,9 @@ from downscale import accounting
 from downscale.config import Evaluation, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.planner import bounds, hardware, nearest, pool, table
+from downscale.planner.formulas import formula
 from downscale.planner.plan import row
-from downscale.planner.programs import ProgramRequest, Use, Wish, formula, uses
+from downscale.planner.programs import ProgramRequest, Use, Wish, uses
 from downscale.planner.topologies import topology
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO

@@ -164,6 +164,37 @@ def test_a_killed_study_of_forks_ends_with_the_same_bytes_as_an_undisturbed_one(
     assert sorted(levels.values()) == [5, 5, 10, 10, 15, 15, 20, 20]
 
 
+@pytest.mark.slow
+def test_a_killed_study_with_a_teacher_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path):
+    """The small cell stands first, waits for the stage of the large one, and learns from it."""
+    study_file = tmp_path / 'taught.py'
+    study_file.write_text(STUDY.replace(', reason=dict(steps=8, **common)', '').replace(
+        'evaluation=dict(scenes=4,', 'evaluation=dict(scenes=0,').replace(
+        "[dict(size='w32d1', seed=0)]", """[
+            {'size': 'w32d1', 'seed': 0, 'stages.text.teacher': 'w64d2/text',
+             'stages.text.distil': 0.5}, {'size': 'w64d2', 'seed': 0}]"""))
+    finish(tmp_path / 'whole', study_file)
+    folder = tmp_path / 'killed'
+    small, = (path.parent.name for path in (tmp_path / 'whole').glob('cells/w32d1*/text'))
+    for moment in ('w64d2-s0/text/checkpoints/4', f'{small}/text/checkpoints/4'):
+        process = start(folder, study_file)
+        saved = folder / 'cells' / moment
+        wait_until(lambda saved=saved, ended=process.poll: saved.exists() or ended() is not None)
+        assert process.poll() is None
+        assert small in moment or not (folder / 'cells' / small).exists()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(folder, study_file)
+    assert len(results(folder)) == 2
+    assert results(folder) == results(tmp_path / 'whole')
+    rows = (folder / 'cells' / small / 'text' / 'metrics.jsonl').read_text().splitlines()
+    last = json.loads(rows[-1])
+    assert last['loss'] == pytest.approx((last['kl'] + last['cross_entropy']) / 2, rel=1e-6)
+    html = (folder / 'report' / 'report.html').read_text()
+    assert f'{small}/text learns from w64d2-s0/text: its loss is 0.5 x KL(teacher || student)' \
+        in html
+
+
 def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
     """Cells of two text stages that differ in their rate, of each size."""
     study_config, _ = file.load_study(ROOT / 'experiments' / 'lookup.py', [])

@@ -25,7 +25,8 @@ MOST = {'data.train': 60, 'data.validation': 4, 'data.test': 12, 'evaluation.sce
 SIZES = ('name', 'size', 'language.', 'vision.', 'dtype', 'imports.', 'data.', 'stages.*.steps',
          'stages.*.save_every', 'stages.*.batch', 'stages.*.length', 'stages.*.tiles',
          'stages.*.buckets.', 'stages.*.parents.', 'stages.*.forks', 'stages.*.forks.',
-         'stages.*.decay', 'stages.*.warmup', 'stages.*.trunk', 'trained_as', 'evaluation.')
+         'stages.*.decay', 'stages.*.warmup', 'stages.*.trunk', 'stages.*.teacher', 'trained_as',
+         'evaluation.')
 
 
 def arguments(args: argparse.Namespace) -> argparse.Namespace:
