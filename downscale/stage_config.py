@@ -18,6 +18,9 @@ from downscale.values import COUNT, Choice, Range, Several, check
 
 # The newline may come from a parent, but it learns with `language` and has no rate of its own.
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
+BY = ('influence', 'position')
+OF_SHRINKING = ('by', 'bits', 'group')  # fields of a stage that cuts, and of no other
+TRAINS = 'the groups that a stage trains'
 PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
 
@@ -34,6 +37,9 @@ class Stage:
     constant one; 0 is a cosine over all. `forks` are smaller numbers of steps: each becomes a cell
     that goes on from this run's checkpoint with a decay of its own, as if it had been trained for
     so many steps from the start. `trunk` is the cell that such a fork left; no study sets it.
+    A stage 'shrink' reads `steps` batches to tell which layers to keep `by` their 'influence', and
+    which neurons and heads; by 'position' layers are evenly spaced. `bits`, which no study sets,
+    are those of the cell's size, with a scale for each `group` of inputs.
     """
     name: STAGE
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
@@ -43,7 +49,7 @@ class Stage:
     rates: dict[_GROUP, Annotated[float, Range(
         0, 1e38, 'peak learning rate of a group; leave a group out of `trainable` to freeze it',
         without=(0,))]]
-    trainable: Annotated[tuple[_GROUP, ...], Several(1, 'the groups that a stage trains')]
+    trainable: Annotated[tuple[_GROUP, ...], Several(0, TRAINS)]
     parents: dict[PARENTED, str]
     warmup: WARMUP = 0.05
     final: FINAL = 0.1
@@ -58,9 +64,16 @@ class Stage:
     save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
+    by: Annotated[str, Choice(BY, 'way to choose layers')] = 'influence'
+    bits: Annotated[int, Range(0, 8, 'bits of a weight; 0 is a float')] = 0
+    group: Annotated[int, Range(1, 2 ** 20, 'inputs of a weight matrix with one scale')] = 32
 
     def __post_init__(self):
         check(self)
+        if self.kind.loss != 'none':
+            Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
+        elif self.trainable or self.rates:
+            raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
         # A rate for a group that is frozen does no harm.
         lacking = sorted(set(self.trainable) - set(self.rates))
         if lacking:

@@ -19,13 +19,15 @@ class StageKind:
     parents: {group of parameters: the stage that it starts from}. 'tower/tower' is the stage of
         another cell: the tower is shared by all sizes of one seed.
     trainable: the groups that it trains, unless a study names others.
-    loss: 'tokens', those of the reply, or 'words', which of them a caption holds.
+    loss: 'tokens', those of the reply, or 'words', which of them a caption holds; 'none' where
+        nothing is learnt: a model is made smaller, and what it reads tells what to keep.
     rows: 'packed', as many conversations as fit, or 'captioned', one picture and its caption.
     layout: 'tiles', as the study cuts pictures, or 'flat', each squashed into one tile.
     chat: 'own', that of the study, or 'bare': where ChatML is spoken, captions without it.
     writes: the kind of text that it is tuned to write; '' for none.
     answers: whether it answers questions with the picture before it.
     shared: whether one cell has it for all sizes of a seed.
+    named: whether only cells have it whose points name it in `stages`.
     """
     parents: dict[str, str]
     trainable: tuple[str, ...] = GROUPS
@@ -36,12 +38,17 @@ class StageKind:
     writes: str = ''
     answers: bool = False
     shared: bool = False
+    named: bool = False
 
 
 # Parents before children. Connector and tower see a picture in one tile (arXiv 2511.17487, 3.1).
 STAGES = {
     'tower': StageKind(parents={}, trainable=('tower',), loss='words', rows='captioned',
                        layout='flat', shared=True),
+    # Of another cell: 'instruct' is that of the size that this one is cut from.
+    'shrink': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), trainable=(),
+                        loss='none', answers=True, named=True),
+    'heal': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'shrink'), answers=True, named=True),
     'text': StageKind(parents={}, trainable=('language',)),
     'align': StageKind(parents={'language': 'text', 'tower': 'tower/tower'},
                        trainable=('connector',), layout='flat', chat='bare'),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downscale.config import Experiment
-from downscale.experiment import sweeps
+from downscale.experiment import shrunk, sweeps
+from downscale.experiment.names import reference_of
 from downscale.runtime.files import PathLike, place
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
 from downscale.stage_table import STAGES
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
 def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
     """Return the LanguageConfig of `size` in a family's table.
 
-    A size may also be any micro point like 'w96d5', or a published size of another depth:
-    '135m-d15' keeps 15 layers (`downscale import --layers`).
+    A size may also be any micro point like 'w96d5', or one that is cut from another: '135m-d15'
+    keeps 15 layers (see `shrunk.py`, and `downscale import --layers`).
     """
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
     table = LANGUAGE[family]
-    pruned = re.fullmatch('(.+)-d([1-9][0-9]{0,5})', size)
-    base, depth = (pruned[1], int(pruned[2])) if pruned else (size, None)
+    base = shrunk.base_of(size)
     if base in table:
-        return scale(table[base], depth=depth, vocabulary=vocabulary or None)
-    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
+        return shrunk.cut_to(scale(table[base], vocabulary=vocabulary or None), size)
+    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', base)
     # Micro models exist at any width and depth: the table only holds the usual ones.
     if family == 'micro' and point:
-        return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
+        return shrunk.cut_to(scale(table['w64d2'], int(point[1]), int(point[2]),
+                                   vocabulary or None), size)
     raise ValueError(unknown(f'{family} size', size, list(table)))
 
 
@@ -68,6 +69,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
     sweeps.check(sweep, stages)
     # 3. The cells, one seed after the other.
     shared = [name for name in stages if STAGES[name].shared]
+    plain = [name for name in stages if not STAGES[name].named]
     cells = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         points = [point for point in sweep if point['seed'] == seed]
@@ -80,7 +82,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         # What is only asked otherwise stands behind the cell that is trained.
         trained = {}
         for point in sorted(points, key=sweeps.is_asked_otherwise):
-            of_size = [name for name in point.get('stages', stages) if name not in shared]
+            of_size = [name for name in point.get('stages', plain) if name not in shared]
             cell = _cell(value, sweeps.name_of(point), point, of_size)
             made = [cell, *_forks(cell, point)]
             first = trained.setdefault(sweeps.trained(point), made)
@@ -90,6 +92,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
             cells += made
     _check_names(cells)
     _check_parents(cells)
+    shrunk.check_sources(cells)
     return tuple(cells)
 
 
@@ -147,19 +150,11 @@ def _check_parents(cells):
             before.add(f'{cell.name}/{stage.name}')
 
 
-def reference_of(cell: Experiment, reference: str) -> str:
-    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
-
-    '/CELL/STAGE' is of any cell: what a fork has not trained itself is its trunk's.
-    """
-    if reference.startswith('/'):
-        return reference[1:]
-    other, _, stage = reference.rpartition('/')
-    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
-
-
 def _cell(value, name, point, stages):
     """Return the cell of a point, with the named ones of the study's stages."""
+    # What is cut computes as standard: muP's multipliers are in its weights.
+    if 'shrink' in stages:
+        value = {key: part for key, part in value.items() if key != 'parametrisation'}
     value = sweeps.applied(value, point)
     if 'trained_as' in value:
         raise ValueError('trained_as is for cells that sweep() asks otherwise; leave it out')
@@ -177,6 +172,7 @@ def _cell(value, name, point, stages):
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}
             for stage, kind in STAGES.items() if stage in made and stage in stages]
+    full = shrunk.with_sources(full, point['size'], name)
     # An imported group has no parent unless a stage of this study makes it.
     for stage in full:
         if isinstance(stage['parents'], Mapping):  # else `from_dict` says what is wrong with it

@@ -7,7 +7,10 @@ small letters, since some file systems do not.
 import hashlib
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from downscale.config import Experiment
 
 DIGITS = 8
 READABLE = 24
@@ -62,3 +65,14 @@ def short(name: str, value: Any) -> str:
 def label(text: str, form: re.Pattern[str]) -> str:
     """Return `text` as a label value of at most 63 characters; `form` is GOOGLE or KUBERNETES."""
     return text if form.fullmatch(text) else hashed(text, text, 63)
+
+
+def reference_of(cell: 'Experiment', reference: str) -> str:
+    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
+
+    '/CELL/STAGE' is of any cell: what a fork has not trained itself is its trunk's.
+    """
+    if reference.startswith('/'):
+        return reference[1:]
+    other, _, stage = reference.rpartition('/')
+    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'

@@ -125,6 +125,8 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
 def _trained(cell, stage, place, wish):
     """Yield the train programs of one stage, one for each shape of its batches."""
     groups = tuple(stage.trainable)
+    if not groups:  # nothing is trained
+        return
     if wish.text_only:
         if 'language' not in groups:
             return

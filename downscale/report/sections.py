@@ -21,6 +21,7 @@ from downscale.report import (
     law_sections,
     learnt_section,
     pair_figures,
+    ways_section,
 )
 from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.summary import panel_sentence, say_drops
@@ -62,7 +63,8 @@ GROUPS = (
     ('Split in two', (('gate', 'Gate'), ('grid', 'Perception × reasoner'),
                       ('families', 'Perception × reasoner by family'),
                       ('shares', 'Whose fault is the drop'), ('flips', 'Answers that change'))),
-    ('Size and cost', (('factors', 'Along what was varied'), ('pareto', 'Accuracy against cost'),
+    ('Size and cost', (('ways', 'Accuracy against bytes'), ('factors', 'Along what was varied'),
+                       ('pareto', 'Accuracy against cost'),
                        ('laws', 'Laws of size'),
                        ('law_families', 'Laws of size and steps by family'),
                        ('isoflop', 'Best size of a compute budget'),
@@ -103,6 +105,7 @@ def _bodies(s, results, skipped, out, links):
                'drops': partial(_drops_html, links=links),
                'grid': partial(_grid_html, modes=results['gate']['modes'], links=links),
                'learnt': learnt_section.html, 'factors': factor_section.html,
+               'ways': ways_section.html,
                'reliance': partial(_reliance_html, visual=visual['families']),
                'families': partial(claim_sections.families, links=links),
                'shares': partial(claim_sections.shares, links=links),

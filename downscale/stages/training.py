@@ -10,7 +10,7 @@ from downscale.config import Experiment
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, read_json, write_json
-from downscale.stages import padding
+from downscale.stages import padding, shrinking
 from downscale.stages.attention import ideal_seconds, programs
 from downscale.stages.folders import folder_of, is_done, refuse_other
 from downscale.stages.forks import leave_trunk
@@ -65,6 +65,9 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
         rules = model_of(experiment, name).rules
+        if stage.kind.loss == 'none':
+            processes.once(lambda: _shrink(study, experiment, stage, folder, sampler, seed))
+            return
         batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, run, lambda: start_params(study, experiment, stage, grid), batches,
@@ -72,6 +75,14 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         # 3. No process may still write when the stage is called done.
         processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state(), run)
+
+
+def _shrink(study, experiment, stage, folder, sampler, seed):
+    """Write the smaller model of a stage that trains nothing, and mark it as done."""
+    batches = iter(stream(sampler, seed))
+    with contextlib.closing(batches):
+        shrinking.shrink_stage(study, experiment, stage, folder, batches)
+    write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': 0})
 
 
 def train_together(
@@ -160,7 +171,7 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     value['stage'] = dataclasses.asdict(stage) | {'rates': None, 'trunk': ''}
     if stage.trunk:  # a fork starts from no parent, but from its trunk
         del value['stage']['parents']
-    return None if stage.buckets else hash_of(value)
+    return None if stage.buckets or stage.kind.loss == 'none' else hash_of(value)
 
 
 def one_device(experiment: Experiment) -> Mesh:

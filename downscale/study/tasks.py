@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.config import Experiment
-from downscale.experiment.expansion import reference_of
+from downscale.experiment.names import reference_of
 from downscale.stage_table import WRITER
 
 
