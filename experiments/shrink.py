@@ -21,6 +21,7 @@ SEEDS = {'': (0,), 'three': (0, 1, 2), 'dry': (0,)}
 TRAINED = ('w64d4', 'w64d3', 'w64d2', 'w32d2')
 PRUNED = ('w64d4-d3', 'w64d4-d2', 'w64d4-f96', 'w64d4-d3-f96', 'w64d4-h2')
 QUANTISED = ('w64d4-int8', 'w64d4-int4', 'w64d4-d3-int4')
+DRY = ('w32d2',), ('w32d2-d1',), ('w32d2-int8', 'w32d2-d1-int4')
 
 
 def get_config(arg=''):
@@ -54,13 +55,13 @@ def get_config(arg=''):
         stages=stages,
         evaluation=dict(scenes=8 if few else 64, batch=128, conditions=['image', 'blind'],
                         texts=[]),
-        unroll=8))
+        unroll=1 if few else 8))
 
 
 def sweep(arg=''):
-    """All sizes, each by its own way; of the dry study one of each way."""
-    few = 1 if arg == 'dry' else None
-    ways = union(axis('size', TRAINED[:few]),
-                 product(axis('size', PRUNED[:few]), [dict(stages=('shrink', 'heal'))]),
-                 product(axis('size', QUANTISED[:few]), [dict(stages=('shrink',))]))
+    """All sizes, each by its own way, a seed after the other."""
+    trained, pruned, quantised = DRY if arg == 'dry' else (TRAINED, PRUNED, QUANTISED)
+    ways = union(axis('size', trained),
+                 product(axis('size', pruned), [dict(stages=('shrink', 'heal'))]),
+                 product(axis('size', quantised), [dict(stages=('shrink',))]))
     return product(axis('seed', SEEDS[arg]), ways)

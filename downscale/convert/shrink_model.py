@@ -72,7 +72,7 @@ def shrink_model(source: Path, to: Path, how_of: Callable[[LanguageConfig], Shri
     # 2. The model, and the texts that it is measured on.
     model, params, tokenizer, _ = load(source)
     assert isinstance(model, Vlm)  # it has a language model
-    batches = iter(())
+    batches = (batch for batch in ())
     if how.reads(cell.language):
         batches = _lines(texts, tokenizer) if texts else _conversations(source, cell)
     elif texts:

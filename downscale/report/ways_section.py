@@ -61,7 +61,7 @@ def ways(result: dict[str, Any]) -> figures.Drawing:
                      for point in points]
         axis.set(xscale='log', ylim=(-.03, 1.03), title=TITLES[kind], ylabel='accuracy',
                  xlabel='bytes of the language model')
-        figures.counts(axis)
+        figures.counts(axis.xaxis)
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.tight_layout(w_pad=2)

@@ -1,5 +1,4 @@
 """`downscale shrink`: a folder as an import's, that everything else takes; and what it refuses."""
-import dataclasses
 import json
 import re
 import shutil
@@ -8,7 +7,6 @@ import hub_models
 import jax
 import numpy as np
 import pytest
-from roots import ROOT
 
 import downscale
 from downscale import config
@@ -16,10 +14,6 @@ from downscale.commands import main
 from downscale.convert import exchange
 from downscale.data.tokens import train_tokenizer
 from downscale.runtime.files import read_json
-from downscale.stage_config import Stage
-from downscale.stages.start import start_params
-
-STUDY = f'{ROOT}/experiments/shrink.py:dry'
 
 
 @pytest.fixture(scope='module')
@@ -75,27 +69,6 @@ def test_what_is_shrunk_is_exported_and_imported_again(imported, tmp_path):
     for name, leaf in made.items():
         np.testing.assert_array_equal(leaf, again[name], err_msg=name)
     assert read_json(tmp_path / 'made/shrink.json')['tokens'] == 9 * 8
-
-
-def test_a_trained_stage_is_measured_on_its_own_texts_and_starts_another_study(tmp_path):
-    study = tmp_path / 'study'
-    assert main.main(['study', STUDY, '--out', str(study), '--quiet', '--jobs', '1']) == 0
-    source = study / 'cells/w64d4-s0/instruct'
-    assert run(source, '--to', tmp_path / 'made', '--layers', 2, '--heads', 2) == 0
-    model, params, tokenizer, cell = downscale.load(tmp_path / 'made')
-    assert (model.language.N, model.language.H, model.language.K) == (2, 2, 1)
-    assert cell.size == 'w64d4-d2-h2' and not cell.stages and tokenizer.get_vocab_size() > 20
-    # A model that stands alone: its folder may be moved, and its source may go.
-    moved = tmp_path / 'elsewhere'
-    shutil.move(tmp_path / 'made', moved)
-    shutil.rmtree(study)
-    assert downscale.load(moved)[2].get_vocab() == tokenizer.get_vocab()
-    other = dataclasses.replace(cell, imports={'language': str(moved)}, stages=(
-        Stage(name='instruct', steps=1, batch=1, length=72, tiles=1, parents={},
-              rates=dict(language=1e-3), trainable=('language',)),))
-    begun = start_params('unused', other, other.stages[0])
-    np.testing.assert_array_equal(begun['language']['embedding_VD'],
-                                  params['language']['embedding_VD'])
 
 
 @pytest.mark.parametrize('words, message', [
