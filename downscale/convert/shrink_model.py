@@ -4,18 +4,16 @@ What is written is a folder as `import` writes it, with `shrink.json` beside: wh
 which source, and how many parameters and bytes are left. A study starts from it by `imports`,
 `load` opens it, `export` and whatever asks models take it.
 """
+import contextlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from downscale import config
-from downscale.config import Experiment
 from downscale.convert.exchange import CONFIG, imported_from
 from downscale.convert.side_files import SIDE_FILES
 from downscale.data.pipeline import stream
@@ -72,15 +70,17 @@ def shrink_model(source: Path, to: Path, how_of: Callable[[LanguageConfig], Shri
     # 2. The model, and the texts that it is measured on.
     model, params, tokenizer, _ = load(source)
     assert isinstance(model, Vlm)  # it has a language model
-    batches = (batch for batch in ())
+    batches: Any = contextlib.nullcontext(())
     if how.reads(cell.language):
-        batches = _lines(texts, tokenizer) if texts else _conversations(source, cell)
+        batches = contextlib.closing(_lines(texts, tokenizer) if texts
+                                     else _conversations(source, cell))
     elif texts:
         raise ValueError('--data is read where influence or activity decides what is cut; leave it '
                          'out, or choose by influence')
-    with closing(batches):
+    # Closed, for the thread that prepares batches would wait for ever to hand over the next.
+    with batches as read:
         params, done = shrink(model.clone(growth=BASE), standard(params, cell), how,
-                              itertools.islice(batches, BATCHES), report)
+                              itertools.islice(read, BATCHES), report)
     # 3. The folder.
     require_room(to, sum(leaf.nbytes for leaf in _leaves(params)))
     with whole(to) as partial:
@@ -122,7 +122,7 @@ def _copy_side_files(source, cell, folder):
         shutil.copyfile(path, folder / 'tokenizer.json')
 
 
-def _conversations(source: Path, cell: Experiment) -> Iterator[dict[str, Any]]:
+def _conversations(source, cell):
     """Return batches of what a stage of a study was trained on."""
     names = [stage.name for stage in cell.stages]
     folder = source.absolute()
@@ -132,7 +132,7 @@ def _conversations(source: Path, cell: Experiment) -> Iterator[dict[str, Any]]:
     return iter(stream(*sampler_of(folder.parents[2], cell, cell.stage(folder.name))))
 
 
-def _lines(path: Path, tokenizer: Tokenizer | None) -> Iterator[dict[str, Any]]:
+def _lines(path, tokenizer):
     """Yield batches of the texts that are the lines of a file, each a row of its own."""
     if tokenizer is None:
         raise ValueError('the model has no tokenizer to read --data with')

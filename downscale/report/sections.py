@@ -21,7 +21,6 @@ from downscale.report import (
     law_sections,
     learnt_section,
     pair_figures,
-    ways_section,
 )
 from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.summary import panel_sentence, say_drops
@@ -105,7 +104,7 @@ def _bodies(s, results, skipped, out, links):
                'drops': partial(_drops_html, links=links),
                'grid': partial(_grid_html, modes=results['gate']['modes'], links=links),
                'learnt': learnt_section.html, 'factors': factor_section.html,
-               'ways': ways_section.html,
+               'ways': factor_section.ways,
                'reliance': partial(_reliance_html, visual=visual['families']),
                'families': partial(claim_sections.families, links=links),
                'shares': partial(claim_sections.shares, links=links),

@@ -70,18 +70,23 @@ def shrink(model: Vlm, params: dict[str, Any], how: Shrinking, batches: Iterable
     """
     before = model.language
     how.check(before)
+    # Once, on the whole model: what is left after a cut would be measured otherwise, but a measure
+    # for each layer that goes would take as many passes.
     activity = measure(model, params, batches, report) if how.reads(before) else None
     layers = list(how.layers) or spaced(how.after.N, before.N)
     if activity is not None and how.by == 'influence' and not how.layers:
         layers = influential(activity.influence_N, how.after.N)
     language = dict(params['language'])
     language['blocks'] = cut(language['blocks'], before, how.after, layers, activity)
+    # Last: scales are those of the weights that stay.
     if how.bits:
         language = quantise(language, how.bits, how.group)
-    done = {'layers': layers, 'sizes': {letter: vars(how.after)[letter] for letter in 'NFHK'},
-            'bits': how.bits, 'group': how.group if how.bits else 0,
-            'parameters': totals(how.after)['n_total'],
-            'bytes': stored_bytes(how.after, how.bits, how.group)}
+    sizes = {letter: vars(how.after)[letter] for letter in 'NFHK'}
+    done = {'layers': layers, 'sizes': sizes, 'bits': how.bits}
+    if how.bits:
+        done['group'] = how.group
+    done['parameters'] = totals(how.after)['n_total']
+    done['bytes'] = stored_bytes(how.after, how.bits, how.group)
     if activity is not None:
         done |= {'tokens': activity.tokens, 'influence': activity.influence_N.tolist()}
     return {**params, 'language': language}, done

@@ -5,7 +5,7 @@ from downscale.analysis import accuracy, measures
 from downscale.analysis.measures import Missing
 from downscale.analysis.planted.study import synth
 from downscale.analysis.varied import ways
-from downscale.report import figures, report, ways_section
+from downscale.report import factor_section, figures, report
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics.bootstrap import Interval
@@ -65,7 +65,7 @@ def test_the_sentence_names_what_nothing_smaller_beats():
     result = {'kinds': ['visual'], 'points': [
         point('trained', 'large', 400, .9), point('trained', 'small', 100, .5),
         point('quantised', 'large-int4', 120, .8), point('quantised', 'large-int8', 200, .8)]}
-    text = ways_section.best(result)
+    text = factor_section.best(result)
     assert [name for name in ('large (', 'small (', 'int4 (', 'int8 (') if name in text] == [
         'large (', 'small (', 'int4 (']
 
@@ -74,9 +74,9 @@ def test_the_figure_has_a_line_a_way_with_the_points_in_the_order_of_their_bytes
     result = {'kinds': ['visual'], 'points': [
         point('trained', 'a', 100, .5), point('trained', 'b', 400, .9),
         point('distilled', 'c', 100, .6)]}
-    svg = figures.save(ways_section.ways, result, tmp_path, 'ways')
+    svg = figures.save(factor_section.by_bytes, result, tmp_path, 'ways')
     assert svg.startswith('<svg') and 'distilled' in svg
-    drawn, rows = ways_section.ways(result)
+    drawn, rows = factor_section.by_bytes(result)
     axis, = drawn.axes
     assert len(axis.containers) == 2
     assert list(axis.containers[0][0].get_xdata()) == [100, 400]

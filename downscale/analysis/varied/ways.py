@@ -34,16 +34,19 @@ def by_bytes(s: Scored) -> dict[str, Any]:
     for (way, size, changes), runs in groups.items():
         sizes = measures.sizes_among(whole.meta, {run['run_id'] for run in runs})
         of_runs = replace(s, study=whole, sizes=sizes)
+        # In the whole study: runs of other ways are left out of the one that sizes are told by.
         cells = measures.joint_cells(of_runs, sizes[0], 'image')
         if not cells:
             continue
-        points.append({
-            'way': way, 'size': f'{size} {changes}'.strip(), 'bytes': runs[0].get('bytes', 0),
-            'n_total': sizes[0].n_total, 'seeds': len(cells),
-            'accuracy': {kind: over(of_runs, [cells], ((1,), tasks))
-                         for kind, tasks in kinds.items()}})
+        answers = {}
+        for kind, tasks in kinds.items():
+            answers[kind] = over(of_runs, [cells], ((1,), tasks))
+        point = {'way': way, 'size': f'{size} {changes}'.strip(), 'bytes': runs[0].get('bytes', 0)}
+        points.append({**point, 'n_total': sizes[0].n_total, 'seeds': len(cells),
+                       'accuracy': answers})
     ways = list(dict.fromkeys(point['way'] for point in points))
     if len(ways) < 2:
         raise Missing('no two ways to a small model were asked with the picture')
+    # Lines are drawn through them in this order.
     points.sort(key=lambda point: (ways.index(point['way']), point['bytes'], point['size']))
     return {'kinds': list(kinds), 'points': points}
