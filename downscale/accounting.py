@@ -24,6 +24,8 @@ class Gpu:
     memory_gb: int
 
 
+FLOAT_BYTES = 2  # of a stored value: bfloat16 or float16
+
 # By `device_kind`, the name that the driver gives. Dense figures: data sheets print those of sparse
 # products, twice as many. Sources: docs/reference/hardware.md.
 _H100 = 989.4e12
@@ -83,6 +85,23 @@ def totals(language: LanguageConfig, vision: VisionConfig | None = None) -> dict
     return {'n_total': sum(parts.values()), 'n_nonembed': parts['decoder'],
             'n_active': parts['decoder'] + language.V * language.D,
             'n_vision': parts['tower'] + parts['connector']}
+
+
+def stored_bytes(language: LanguageConfig, bits: int = 0, group: int = 0) -> int:
+    """Return the bytes in which a language model is stored; floats take 2, as they are published.
+
+    With `bits` its matrices, embedding and head among them, take so many a value, and a scale of 2
+    bytes for each `group` of inputs; gains and biases stay floats.
+    """
+    total = FLOAT_BYTES * sum(parameters(language).values())
+    if not bits:
+        return total
+    c = language
+    # Every matrix of a block reads or writes the width.
+    block = 2 * c.D * c.H * c.E + 2 * c.D * c.K * c.E + 3 * c.D * c.F
+    matrices = c.N * block + (1 if c.tie else 2) * c.V * c.D
+    scales = matrices // group
+    return total - FLOAT_BYTES * (matrices - scales) + -(-matrices * bits // 8)
 
 
 def trainable(language: LanguageConfig, vision: VisionConfig | None = None,

@@ -19,7 +19,7 @@ from downscale.moved import attribute
 from downscale.results.text_kinds import BRIEF, CAPTION, EXTRACTION, TEXT_KINDS
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
-from downscale.stage_config import PARENTED, Stage
+from downscale.stage_config import OF_SHRINKING, PARENTED, Stage
 from downscale.stage_table import JOINT, STAGES, WRITER
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
@@ -207,6 +207,9 @@ class Experiment:
                 raise ValueError('a parametrisation is for language models that start from random '
                                  f'values, not for imports of {given}; leave it out and choose the '
                                  'rate of each size')
+            if 'shrink' in [stage.name for stage in self.stages]:
+                raise ValueError('a cell that is shrunk computes as standard, with what muP '
+                                 'multiplies by in its weights; leave out its parametrisation')
             assert self.parametrisation.growth(self.language)  # for its own check
 
     def stage(self, name: str) -> Stage:
@@ -307,6 +310,9 @@ def _stored(experiment):
             del stage['policy']
         if not stage['teacher']:
             del stage['teacher'], stage['distil']
+        if STAGES[stage['name']].loss != 'none':
+            for key in OF_SHRINKING:
+                del stage[key]
     return value
 
 

@@ -159,6 +159,22 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
     return replace(base, D=width, N=depth, V=vocabulary or base.V, **parts)
 
 
+def cut(base: LanguageConfig, layers: int | None = None, hidden: int | None = None,
+        heads: int | None = None) -> LanguageConfig:
+    """Return `base` with other numbers of layers N, hidden units F and query heads H.
+
+    Key/value heads go with the query heads that share them; ValueError where heads are no whole
+    groups.
+    """
+    H = base.H if heads is None else heads
+    G = base.H // base.K
+    if H % G:
+        raise ValueError(f'{H} query heads are no whole groups: {G} share a key/value head; the '
+                         f'nearest is {max(1, round(H / G)) * G}')
+    return replace(base, N=base.N if layers is None else layers,
+                   F=base.F if hidden is None else hidden, H=H, K=H // G)
+
+
 def _nearest_width(base, width):
     """Return the width next to `width` at which H, K and F of `base` come out whole."""
     # A multiple of the base's width always comes out whole, so the range holds at least one.

@@ -18,11 +18,14 @@ from downscale.values import COUNT, Choice, Range, Several, check
 
 # The newline may come from a parent, but it learns with `language` and has no rate of its own.
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
+BY = ('influence', 'position')
+OF_SHRINKING = ('by', 'bits', 'group')  # fields of a stage that cuts, and of no other
+TRAINS = 'the groups that a stage trains'
 PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
 
 TEXT_STAGES = ('text', 'reason')  # whose models answer from texts
-METHODS = ('grpo', 'rejection', 'dpo')
+METHODS = ('grpo', 'rejection', 'dpo', 'distil')
 _SHARE = Range(0, 1e6, 'share of a reward')
 
 
@@ -42,9 +45,10 @@ class PolicySettings:
     `length_price` for one of `write` tokens, less `leak_price` for one that hands the answer over.
     `method` says what is learnt: 'grpo' (arXiv 2402.03300) prefers what is better than its group,
     with ratios cut at 1 - `clip[0]` and 1 + `clip[1]` (arXiv 2503.14476); 'rejection' the best of a
-    group that answers; 'dpo' the best over the worst (arXiv 2305.18290). `kl` weighs the distance
-    from what the stage starts from; 'dpo' takes it as beta. Of `tries` times as many questions
-    those are kept first whose group disagrees. `updates` steps are taken with what was written at
+    group that answers; 'dpo' the best over the worst (arXiv 2305.18290); 'distil' what the stage's
+    `teacher` would write next at each place of it, and no reasoner is asked. `kl` weighs, in
+    'grpo', the distance from what the stage starts from, and is the beta of 'dpo'; 0 asks for no
+    such distance. Of `tries` times as many questions those are kept first whose group disagrees. `updates` steps are taken with what was written at
     once. `questions` is a file of one's own questions, in the place of those of the scenes.
     """
     reasoners: Annotated[tuple[str, ...], Several(1, 'who answers from what is written')] = (
@@ -63,6 +67,11 @@ class PolicySettings:
     tries: Annotated[int, Range(1, 64, 'questions that are tried for one that is kept')] = 1
     updates: Annotated[int, Range(1, 1024, 'steps with what was written at once')] = 1
     questions: str = ''
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The reasoners that are asked at all."""
+        return () if self.method == 'distil' else self.reasoners
 
     def __post_init__(self):
         check(self)
@@ -92,6 +101,9 @@ class Stage:
     the cell of that size and of this seed, 'w96d4-s0/extract' of one cell whatever the seed,
     'instruct' of this cell, or the folder of a model. `distil` is the share of the loss that is the
     divergence from it, KL(teacher || student); the rest is cross-entropy. At 0 it is told only.
+    A stage 'shrink' reads `steps` batches to tell which layers to keep `by` their 'influence', and
+    which neurons and heads; by 'position' layers are evenly spaced. `bits`, which no study sets,
+    are those of the cell's size, with a scale for each `group` of inputs.
     """
     name: Annotated[str, Choice(tuple(STAGES), 'stage')]
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
@@ -101,7 +113,7 @@ class Stage:
     rates: dict[_GROUP, Annotated[float, Range(
         0, 1e38, 'peak learning rate of a group; leave a group out of `trainable` to freeze it',
         without=(0,))]]
-    trainable: Annotated[tuple[_GROUP, ...], Several(1, 'the groups that a stage trains')]
+    trainable: Annotated[tuple[_GROUP, ...], Several(0, TRAINS)]
     parents: dict[PARENTED, str]
     warmup: WARMUP = 0.05
     final: FINAL = 0.1
@@ -120,12 +132,19 @@ class Stage:
     teacher: str = ''
     distil: Annotated[float, Range(0, 1, 'share of the loss that is the divergence from the teacher'
                                    )] = 1.0
+    by: Annotated[str, Choice(BY, 'way to choose layers')] = 'influence'
+    bits: Annotated[int, Range(0, 8, 'bits of a weight; 0 is a float')] = 0
+    group: Annotated[int, Range(1, 2 ** 20, 'inputs of a weight matrix with one scale')] = 32
 
     def __post_init__(self):
         check(self)
-        if self.teacher and self.kind.loss != 'tokens':
-            raise ValueError(f'stage {self.name} learns which words a caption holds, and no '
-                             'distribution over the next token; leave out its `teacher`')
+        if self.kind.loss != 'none':
+            Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
+        elif self.trainable or self.rates:
+            raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
+        if self.teacher and self.loss != 'tokens':
+            raise ValueError(f'stage {self.name} learns no distribution over the next token; leave '
+                             'out its `teacher`')
         if self.distil != 1 and not self.teacher:
             raise ValueError(f'stage {self.name}: distil = {self.distil:g} is the share of a loss '
                              'that comes from a teacher; give `teacher`, or leave it out')
@@ -157,6 +176,9 @@ class Stage:
         if self.mixture or self.replay or self.buckets or self.forks:
             raise ValueError(f'stage {self.name} writes its rows itself; leave out mixture, '
                              'replay, buckets and forks (`policy.questions` names own questions)')
+        if (policy.method == 'distil') != bool(self.teacher):
+            raise ValueError(f"stage {self.name}: the method 'distil' learns from a `teacher`, and "
+                             'no other does; give both or neither')
         if self.batch % policy.group:
             raise ValueError(f'stage {self.name}: batch {self.batch} is no whole number of groups '
                              f'of {policy.group} ({self.batch} % {policy.group} = '
@@ -212,6 +234,11 @@ class Stage:
     def kind(self) -> StageKind:
         """What is true of every stage of this name."""
         return STAGES[self.name]
+
+    @property
+    def loss(self) -> str:
+        """A key of `train.step.LOSSES`, or 'none'; what a teacher says is learnt as a text is."""
+        return 'tokens' if self.policy.method == 'distil' else self.kind.loss
 
     @property
     def recipe(self) -> Recipe:

@@ -20,7 +20,8 @@ class StageKind:
         another cell: the tower is shared by all sizes of one seed.
     trainable: the groups that it trains, unless a study names others.
     loss: 'tokens', those of the reply, 'words', which of them a caption holds, or 'policy', those
-        that the model wrote itself, each weighed by what came of it.
+        that the model wrote itself, each weighed by what came of it; 'none' where nothing is
+        learnt: a model is made smaller, and what it reads tells what to keep.
     rows: 'packed', as many conversations as fit, 'captioned', one picture and its caption, or
         'written', one question and a description that the model wrote for it.
     layout: 'tiles', as the study cuts pictures, or 'flat', each squashed into one tile.
@@ -30,6 +31,7 @@ class StageKind:
     shared: whether one cell has it for all sizes of a seed.
     divergence: of a teacher and the stage, where it has one: 'forward', KL(teacher || student), or
         'reverse', KL(student || teacher), for rows that the student writes itself.
+    named: whether only cells have it whose points name it in `stages`.
     """
     parents: dict[str, str]
     trainable: tuple[str, ...] = GROUPS
@@ -41,12 +43,17 @@ class StageKind:
     answers: bool = False
     shared: bool = False
     divergence: str = 'forward'
+    named: bool = False
 
 
 # Parents before children. Connector and tower see a picture in one tile (arXiv 2511.17487, 3.1).
 STAGES = {
     'tower': StageKind(parents={}, trainable=('tower',), loss='words', rows='captioned',
                        layout='flat', shared=True),
+    # Of another cell: 'instruct' is that of the size that this one is cut from.
+    'shrink': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), trainable=(),
+                        loss='none', answers=True, named=True),
+    'heal': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'shrink'), answers=True, named=True),
     'text': StageKind(parents={}, trainable=('language',)),
     'align': StageKind(parents={'language': 'text', 'tower': 'tower/tower'},
                        trainable=('connector',), layout='flat', chat='bare'),
@@ -57,7 +64,7 @@ STAGES = {
     'reason': StageKind(parents={'language': 'text'}, trainable=('language',)),
     # Behind 'reason', whose reasoners judge what it writes.
     'perceive': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'extract'), loss='policy',
-                          rows='written', writes='perceived'),
+                          rows='written', writes='perceived', divergence='reverse'),
 }
 # The stages that answer with the picture, the later one first: of two it is the one to ask.
 JOINT = tuple(name for name in reversed(STAGES) if STAGES[name].answers)

@@ -20,6 +20,7 @@ from downscale.commands import (
     plan,
     report,
     rescore,
+    shrink,
     study,
     train,
     view,
@@ -34,7 +35,7 @@ GROUPS = {
     'Read results': {'report': report, 'view': view, 'analyze': analyze, 'rescore': rescore},
     'Ask models': {'extract-think': extract_think, 'benchmark': benchmark},
     'Make data': {'data': data},
-    'Move models': {'import': import_, 'export': export, 'parity': parity},
+    'Move models': {'import': import_, 'shrink': shrink, 'export': export, 'parity': parity},
     'Use TPUs': {'plan': plan, 'launch': launch},
     'This machine': {'doctor': doctor, 'completion': completion}}
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

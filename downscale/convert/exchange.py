@@ -25,6 +25,7 @@ from downscale.convert.write_config import describe
 from downscale.data.templates import Origin
 from downscale.runtime.files import whole, write_json
 from downscale.runtime.outputs import require_room
+from downscale.shrink.depth import kept_layers
 from downscale.sizes import BASE, Pictures
 from downscale.stages.loading import tokenizer_path
 from downscale.train.lazy_leaves import open_leaves, save_leaves
@@ -132,28 +133,6 @@ def _cell(name, model, sight, files, config, tokenizer):
         origin=None if origin == Origin() else origin,
     )
     return experiment, notes
-
-
-def kept_layers(text: str, N: int) -> list[int]:
-    """Return the layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
-
-    A count keeps evenly spaced layers, the first and the last included: layer round(k (N-1) /
-    (count-1)) for each k. ValueError in one line for what cannot be kept.
-    """
-    numbers = [part.strip() for part in text.split(',')]
-    if not all(part.isdecimal() and len(part) < 10 for part in numbers):
-        raise ValueError(f'--layers {text[:60]}: give how many layers to keep, as 15, or their '
-                         'numbers from 0, as 0,2,5')
-    layers = [int(part) for part in numbers]
-    # One number is a count, several are the layers themselves.
-    if len(layers) == 1:
-        count, = layers
-        if not 2 <= count <= N:
-            raise ValueError(f'--layers {count}: keep 2 to {N} of the {N} layers')
-        return [round(k * (N - 1) / (count - 1)) for k in range(count)]
-    if layers != sorted(set(layers)) or layers[-1] >= N:
-        raise ValueError(f'--layers {text[:60]}: give each layer once, in order, from 0 to {N - 1}')
-    return layers
 
 
 def pruned(opened: Opened, text: str) -> Opened:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from downscale.config import Experiment
-from downscale.experiment import sweeps, teachers
+from downscale.experiment import shrunk, sweeps, teachers
 from downscale.experiment.references import reference_of
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
 from downscale.stage_config import is_stage
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
     """Return the LanguageConfig of `size` in a family's table.
 
-    A size may also be any micro point like 'w96d5', or a published size of another depth:
-    '135m-d15' keeps 15 layers (`downscale import --layers`).
+    A size may also be any micro point like 'w96d5', or one that is cut from another: '135m-d15'
+    keeps 15 layers (see `shrunk.py`, and `downscale import --layers`).
     """
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
     table = LANGUAGE[family]
-    pruned = re.fullmatch('(.+)-d([1-9][0-9]{0,5})', size)
-    base, depth = (pruned[1], int(pruned[2])) if pruned else (size, None)
+    base = shrunk.base_of(size)
     if base in table:
-        return scale(table[base], depth=depth, vocabulary=vocabulary or None)
-    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
+        return shrunk.cut_to(scale(table[base], vocabulary=vocabulary or None), size)
+    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', base)
     # Micro models exist at any width and depth: the table only holds the usual ones.
     if family == 'micro' and point:
-        return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
+        return shrunk.cut_to(scale(table['w64d2'], int(point[1]), int(point[2]),
+                                   vocabulary or None), size)
     raise ValueError(unknown(f'{family} size', size, list(table)))
 
 
@@ -68,6 +68,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
     sweeps.check(sweep, stages)
     # 3. The cells, one seed after the other.
     shared = [name for name in stages if STAGES[name].shared]
+    plain = [name for name in stages if not STAGES[name].named]
     cells = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         points = [point for point in sweep if point['seed'] == seed]
@@ -80,7 +81,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         # What is only asked otherwise stands behind the cell that is trained.
         trained = {}
         for point in sorted(points, key=sweeps.is_asked_otherwise):
-            of_size = [name for name in point.get('stages', stages) if name not in shared]
+            of_size = [name for name in point.get('stages', plain) if name not in shared]
             cell = _cell(value, sweeps.name_of(point), point, of_size)
             made = [cell, *_forks(cell, point)]
             first = trained.setdefault(sweeps.trained(point), made)
@@ -91,6 +92,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
     _check_names(cells)
     _check_parents(cells)
     teachers.check(cells)
+    shrunk.check_sources(cells)
     return tuple(cells)
 
 
@@ -159,7 +161,7 @@ def _check_reasoners(cells, trained):
     """
     for cell in cells:
         for stage in cell.stages:
-            names = stage.policy.reasoners if stage.kind.rows == 'written' else ()
+            names = stage.policy.judges if stage.kind.rows == 'written' else ()
             for name in filter(is_stage, names):
                 if reference_of(cell, name) not in trained:
                     known = sorted(place for place in trained if is_stage(place))
@@ -169,6 +171,9 @@ def _check_reasoners(cells, trained):
 
 def _cell(value, name, point, stages):
     """Return the cell of a point, with the named ones of the study's stages."""
+    # What is cut computes as standard: muP's multipliers are in its weights.
+    if 'shrink' in stages:
+        value = {key: part for key, part in value.items() if key != 'parametrisation'}
     value = sweeps.applied(value, point)
     if 'trained_as' in value:
         raise ValueError('trained_as is for cells that sweep() asks otherwise; leave it out')
@@ -186,6 +191,7 @@ def _cell(value, name, point, stages):
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}
             for stage, kind in STAGES.items() if stage in made and stage in stages]
+    full = shrunk.with_sources(full, point['size'], name)
     # An imported group has no parent unless a stage of this study makes it.
     for stage in full:
         if isinstance(stage['parents'], Mapping):  # else `from_dict` says what is wrong with it

@@ -132,6 +132,8 @@ def _trained(cell, stage, teacher, place, wish):
     `teacher` is (its cell, the name of its stage), None without one.
     """
     groups = tuple(stage.trainable)
+    if not groups:  # nothing is trained
+        return
     if wish.text_only:
         if 'language' not in groups:
             return

@@ -52,7 +52,7 @@ def open_reasoners(study: PathLike, experiment: Experiment, policy: PolicySettin
     FileNotFoundError where one is not trained or not there.
     """
     folders = [parent_folder(study, experiment, name) if is_stage(name) else Path(name)
-               for name in policy.reasoners]
+               for name in policy.judges]
     for folder in folders:
         latest(folder)  # all of them, before the first is read
     return [Reasoner(open_engine(folder, slots), wording) for folder in folders]

@@ -112,9 +112,13 @@ class Rollouts:
             own_BL=own_BL, now_BL=now_BL, then_BL=then_BL, start_BL=start_BL,
             reward_B=np.array([row.reward for row in rows]),
             solved_B=np.array([row.solved for row in rows]))
-        learnt = slopes.slopes_of(self.policy, self.stage.loss_norm, written)
         gap = np.abs(then_BL + costs_BL)[own_BL].max()
-        self._note(rows, written, learnt, float(entropy_BL[own_BL].mean()), float(gap))
+        about = float(entropy_BL[own_BL].mean()), float(gap)
+        if self.policy.method == 'distil':  # the loss is the step's own, of every token alike
+            self._note(rows, written, None, *about)
+            return batch
+        learnt = slopes.slopes_of(self.policy, self.stage.loss_norm, written)
+        self._note(rows, written, learnt, *about)
         return batch | {'slopes': learnt.slopes_BL.astype(np.float32),
                         'weights': learnt.weights_BL.astype(np.float32)}
 
@@ -187,8 +191,9 @@ class Rollouts:
         """Return the `Description` of each reply."""
         begun = time.perf_counter()
         texts = [within(reply.text, self.policy.budget or None) for reply in replies]
-        solved_B = np.mean([reasoner.solved(items, texts, self.policy)
-                            for reasoner in self.reasoners], axis=0)
+        solved_B = np.zeros(len(items))
+        for reasoner in self.reasoners:
+            solved_B += reasoner.solved(items, texts, self.policy) / len(self.reasoners)
         leaks_B = np.array([reward.hands_over(item, text) for item, text in zip(items, texts)])
         tokens_B = np.array([len(reply.ids) for reply in replies])
         worth_B = reward.worth(self.policy, solved_B, leaks_B, tokens_B)
@@ -229,15 +234,17 @@ class Rollouts:
     def _note(self, rows, written, learnt, entropy, gap):
         """Set the metrics of a batch, and say what is wrong with it."""
         tokens_B = np.array([len(row.reply.ids) for row in rows])
-        # In the order of `metrics.jsonl`; 'loss' and 'accuracy' take the place of the step's own.
+        # 'loss' and 'accuracy' take the place of the step's own, but where a teacher has a say.
         mixed_Q = slopes.mixed(written.reward_B, self.policy.group)
-        means = {'accuracy': written.solved_B, 'reward': written.reward_B, 'mixed_groups': mixed_Q,
-                 'written_tokens': tokens_B, 'leaks': [row.leaks for row in rows],
+        means = {'written_tokens': tokens_B, 'leaks': [row.leaks for row in rows],
                  'truncated': [row.reply.truncated for row in rows]}
-        numbers = {'loss': learnt.loss, **{name: float(np.mean(x)) for name, x in means.items()}}
+        if learnt is not None:
+            means |= {'loss': learnt.loss, 'accuracy': written.solved_B, 'clipped': learnt.clipped,
+                      'reward': written.reward_B, 'mixed_groups': mixed_Q}
         if self.start is not None:
-            numbers['kl'] = slopes.distance(written)
-        numbers |= {'entropy': entropy, 'clipped': learnt.clipped, 'sampling_gap': gap}
+            means['kl'] = slopes.distance(written)
+        numbers = {name: float(np.mean(x)) for name, x in means.items()}
+        numbers |= {'entropy': entropy, 'sampling_gap': gap}
         if jax.process_count() > 1:
             every = process_allgather(np.array(list(numbers.values())))
             # All have as many rows; of the gap the largest counts.

@@ -33,7 +33,7 @@ def rollouts(study: PathLike, experiment: Experiment, stage: Stage, run: StageRu
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
     batches = Rollouts(study, experiment, stage, run, reasoners, folder, seed)
     # Two models at once, where the distance from the start counts.
-    if policy.kl:
+    if policy.kl and policy.judges:
         params = start_params(study, experiment, stage, run.mesh)
         batches.begin(loop.on_mesh(params, shardings(params, run.mesh, run.model.rules)))
     return batches

@@ -1,4 +1,4 @@
-"""The section of the report on the factors of a study: a curve per level, and claims per level."""
+"""Sections of the report on the factors of a study: curves and claims per level, ways by bytes."""
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,20 @@ import numpy as np
 
 from downscale.output import page
 from downscale.report import figures
-from downscale.report.axes import GREY, plotting, short_count, small_axes, spread_ticks
+from downscale.report.axes import (
+    BLUE,
+    GREY,
+    ORANGE,
+    plotting,
+    short_count,
+    small_axes,
+    spread_ticks,
+)
+from downscale.report.first_figure import TITLES
 from downscale.statistics.bootstrap import Interval
 
 KINDS = ('visual', 'knowledge')
+MARKS = 'osD^vPX*'   # of ways
 
 
 def html(result: dict[str, dict[str, Any]], out: Path) -> str:
@@ -105,3 +115,69 @@ def curves(found: dict[str, Any], factor: str) -> figures.Drawing:
 def _row(factor: str, family: str, size: str, level: str, x: Interval) -> dict[str, Any]:
     return {'factor': factor, 'level': level, 'family': family, 'size': size,
             **figures.numbers(x)}
+
+
+# --- ways to a small model ----------------------------------------------------------------------
+
+def ways(result: dict[str, Any], out: Path) -> str:
+    """Return the figure and the table of accuracy by bytes; write ways.png and ways.csv."""
+    svg = figures.save(by_bytes, result, out, 'ways')
+    caption = ('A line a way to a small model, a point a size. Bytes are those of the language '
+               'model, embedding included: 2 for a float, which is not rounded for it, and for '
+               'quantised matrices their bits and scales. Bars: 95 %. ways.png, ways.csv')
+    kinds = result['kinds']
+    rows = []
+    for point in result['points']:
+        sizes = [f'{point[name]:,}' for name in ('bytes', 'n_total')]
+        answers = [point['accuracy'][kind] for kind in kinds]
+        rows.append([point['way'], point['size'], *sizes, *answers, point['seeds']])
+    table = page.table(('way', 'size', 'bytes', 'parameters', *kinds, 'seeds'), rows)
+    return page.paragraph(best(result)) + page.figure(svg, caption) + page.details('Table', table)
+
+
+def best(result: dict[str, Any]) -> str:
+    """Say of the first kind of family which points nothing as small or smaller is above."""
+    kind = result['kinds'][0]
+    points = sorted(result['points'], key=lambda point: point['bytes'])
+    named = []
+    for point in points:
+        value = point['accuracy'][kind].value
+        rivals = [other for other in points if other is not point
+                  and other['bytes'] <= point['bytes']]
+        if all(value > other['accuracy'][kind].value for other in rivals):
+            count = short_count(point['bytes'])
+            named.append(f'{point["size"]} ({point["way"]}, {count} bytes: {value:.2f})')
+    return (f'In {kind} families no model that takes as few bytes or fewer answers more right than '
+            f'{", ".join(named)}. Intervals of neighbours may overlap: see the bars.')
+
+
+def by_bytes(result: dict[str, Any]) -> figures.Drawing:
+    """Return accuracy against bytes: a panel a kind of family, a line a way."""
+    figure, axes = small_axes(len(result['kinds']), 4.4, 3., across=2)
+    names = list(dict.fromkeys(point['way'] for point in result['points']))
+    # A colour and a mark each: lines of one colour are told apart where a page is printed grey.
+    colours = [BLUE, ORANGE, *plotting().colormaps['Dark2'].colors]
+    rows = []
+    for axis, kind in zip(axes, result['kinds'], strict=True):
+        for place, name in enumerate(names):
+            points = [point for point in result['points'] if point['way'] == name]
+            x = [point['bytes'] for point in points]
+            y = [point['accuracy'][kind] for point in points]
+            # A percentile end may lie past the value, and matplotlib takes no negative length.
+            below = [max(0, part.value - part.low) for part in y]
+            above = [max(0, part.high - part.value) for part in y]
+            axis.errorbar(x, [part.value for part in y], yerr=[below, above], label=name,
+                          fmt=f'{MARKS[place % len(MARKS)]}-', color=colours[place % len(colours)],
+                          lw=1.5, ms=5, capsize=3, elinewidth=1)
+            for point, part in zip(points, y, strict=True):
+                rows.append({'kind': kind, 'way': name, 'size': point['size'],
+                             'bytes': point['bytes'], 'n_total': point['n_total'],
+                             **figures.numbers(part)})
+        axis.set(xscale='log', ylim=(-.03, 1.03), title=TITLES[kind], ylabel='accuracy',
+                 xlabel='bytes of the language model')
+        figures.counts(axis.xaxis)
+        axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.tight_layout(w_pad=2)
+    figure.legend(handles, labels, loc='lower left', ncols=2, fontsize=8.5, bbox_to_anchor=(0, 1))
+    return figure, rows

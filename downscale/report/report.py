@@ -18,7 +18,7 @@ from downscale.analysis import (
     study_laws,
 )
 from downscale.analysis.measures import Missing
-from downscale.analysis.varied import data_laws, levels
+from downscale.analysis.varied import data_laws, levels, ways
 from downscale.output import page
 from downscale.output.plain import plain
 from downscale.report import first_screen, gallery, item_links, sections
@@ -74,9 +74,12 @@ def _results(s):
              'factors': levels.by_level, 'families': flips.families, 'shares': flips.shares,
              'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
              'law_families': data_laws.by_family, 'isoflop': study_laws.budgets,
-             'rates': study_laws.rates, 'layers': layers.layers, 'ledger': ledger.of_study}
+             'rates': study_laws.rates, 'ways': ways.by_bytes,
+             'layers': layers.layers, 'ledger': ledger.of_study}
     if not s.study.meta.get('factors'):
         del parts['factors'], parts['law_families']
+    if not ways.has_ways(s.study.meta):
+        del parts['ways']
     results = {}
     skipped = {}
     for name, compute in parts.items():

@@ -40,7 +40,10 @@ def _order(value):
 
 def usual(meta: dict[str, Any]) -> dict[str, str]:
     """Return {factor: the level of the plain runs, or where there are none the last}."""
-    plain = {run['run_id'] for run in meta['runs'] if not run.get('changes')}
+    unchanged = [run for run in meta['runs'] if not run.get('changes')]
+    # What was made smaller afterwards is compared with what was trained, not the reverse.
+    trained = [run for run in unchanged if run.get('way', '') in ('', 'trained')]
+    plain = {run['run_id'] for run in trained or unchanged}
     levels = {}
     for factor, by_level in levels_of(meta).items():
         of_plain = [level for level, runs in by_level.items() if not plain.isdisjoint(runs)]

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """A cell of the study: its size, seed and parameters (see `accounting.totals`)."""
+    """A cell of the study: its size, seed and parameters (see `accounting.totals`).
+
+    `way` is how it came to its size ('trained', 'pruned + healed'), `bytes` what its language
+    model takes to store;
+    '' and 0 in studies of before that was written down.
+    """
     run_id: str
     size: str
     seed: int
@@ -16,6 +21,8 @@ class RunRow:
     width: int = 0
     depth: int = 0
     changes: str = ''
+    way: str = ''
+    bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

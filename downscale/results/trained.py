@@ -17,7 +17,7 @@ from downscale.values import from_dict
 
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
                 'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
-POLICY_FIELDS = {'reasoners': list, **dict.fromkeys(
+POLICY_FIELDS = {'reasoners': list, 'method': str, **dict.fromkeys(
     ('tries', 'updates', 'kl', 'write', 'think', 'answer'), NUMBER)}
 SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
 
@@ -71,7 +71,7 @@ def _with_reasoners(key, trained, stages):
     Imported ones are not counted: their sizes stand elsewhere.
     """
     policy = trained.stage.get('policy')
-    if not policy or trained.flops is None:
+    if not policy or policy['method'] == 'distil' or trained.flops is None:
         return trained
     rows = trained.stage['steps'] * trained.stage['batch'] * policy['tries']
     length = policy['write'] + policy['think'] + policy['answer']

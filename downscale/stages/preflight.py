@@ -40,7 +40,7 @@ def check(experiment: Experiment) -> None:
     others = [stage.teacher for stage in experiment.stages
               if stage.teacher and stage_of(experiment, stage) is None]
     others += [name for stage in experiment.stages if stage.kind.rows == 'written'
-               for name in stage.policy.reasoners if not is_stage(name)]
+               for name in stage.policy.judges if not is_stage(name)]
     for folder in sorted({*experiment.imports.values(), *others}):
         with _named(folder):
             _read_tensor(folder)

@@ -10,7 +10,7 @@ from downscale.config import Experiment
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, read_json, write_json
-from downscale.stages import padding, teachers
+from downscale.stages import padding, shrinking, teachers
 from downscale.stages.attention import ideal_seconds, programs
 from downscale.stages.folders import folder_of, is_done, refuse_other
 from downscale.stages.forks import leave_trunk
@@ -75,6 +75,9 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
             run = dataclasses.replace(run, rollouts=batches, stop=batches.stop)
         else:
             sampler, seed = _begin(study, experiment, stage, folder)
+            if stage.kind.loss == 'none':
+                processes.once(lambda: _shrink(study, experiment, stage, folder, sampler, seed))
+                return
             rules = model_of(experiment, name).rules
             batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
@@ -83,6 +86,14 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         # 3. No process may still write when the stage is called done.
         processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state(), run)
+
+
+def _shrink(study, experiment, stage, folder, sampler, seed):
+    """Write the smaller model of a stage that trains nothing, and mark it as done."""
+    batches = iter(stream(sampler, seed))
+    with contextlib.closing(batches):
+        shrinking.shrink_stage(study, experiment, stage, folder, batches)
+    write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': 0})
 
 
 def train_together(
@@ -130,7 +141,7 @@ def _stage_run(experiment, stage, grid, tracker, teacher=None, stacked=False):
     """
     return StageRun(
         model=model_of(experiment, stage.name),
-        loss=stage.kind.loss,
+        loss=stage.loss,
         optimizer=experiment.optimizer,
         trainable=tuple(stage.trainable),
         rates=stage.rates,
@@ -175,7 +186,8 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     value['stage'] = dataclasses.asdict(stage) | {'rates': None, 'trunk': ''}
     if stage.trunk:  # a fork starts from no parent, but from its trunk
         del value['stage']['parents']
-    alone = stage.buckets or stage.teacher or stage.kind.rows == 'written'
+    alone = (stage.buckets or stage.teacher or stage.kind.rows == 'written'
+             or stage.kind.loss == 'none')
     return None if alone else hash_of(value)
 
 

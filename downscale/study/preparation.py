@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from downscale.accounting import totals
+from downscale.accounting import stored_bytes, totals
 from downscale.config import Experiment
 from downscale.experiment.factors import factors_of
+from downscale.experiment.shrunk import way_of
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
 from downscale.stages.folders import folder_of
@@ -48,7 +49,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
-    runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
+    by_name = {cell.name: cell for cell in experiments}
+    runs = [_run_row(cell, by_name) for cell in experiments if not cell.is_shared]
     data = {'hash': inputs.data_hash(cell), 'baselines': baselines,
             'image_px': cell.world.side, 'asked': len(items),
             'pictures': len({item.question.cluster_id for item in items})}
@@ -58,7 +60,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: [] if cell.trained_as else names(cell)
                    for cell in experiments},
-        'budgets': budgets_of(experiments), 'factors': factors_of(experiments),
+        'budgets': budgets_of(experiments),
+        'factors': {**ways_of(runs), **factors_of(experiments)},
         'data': data, **claims})
 
 
@@ -113,7 +116,13 @@ def registered(study: Path, claims: Any) -> dict[str, Any]:
     return declared
 
 
-def _run_row(cell):
+def ways_of(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Return the factor {'way': {cell: how it came to its size}} where there are several ways."""
+    ways = {run['run_id']: run['way'] for run in runs}
+    return {'way': ways} if len(set(ways.values())) > 1 else {}
+
+
+def _run_row(cell, by_name):
     """Return the entry of a cell in the `runs` of study.json.
 
     `changes` is what its point of the sweep sets beside size and seed, as the cell's name has it:
@@ -122,4 +131,11 @@ def _run_row(cell):
     _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
             'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
+            'way': way_of(cell, by_name), 'bytes': _bytes(cell),
             **totals(cell.language, cell.vision)}
+
+
+def _bytes(cell):
+    """Return what storing the language model of a cell takes, as it is when it is asked."""
+    bits, group = next(((stage.bits, stage.group) for stage in cell.stages if stage.bits), (0, 1))
+    return stored_bytes(cell.language, bits, group)

@@ -43,7 +43,7 @@ def _training(cell, stage):
     parents = dict.fromkeys(stage.parents.values())
     needs = [reference_of(cell, reference) for reference in parents]
     if stage.kind.rows == 'written':
-        needs += [reference_of(cell, name) for name in stage.policy.reasoners if is_stage(name)]
+        needs += [reference_of(cell, name) for name in stage.policy.judges if is_stage(name)]
     teacher = teachers.stage_of(cell, stage)
     if teacher is not None:
         needs.append(teacher)

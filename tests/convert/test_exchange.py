@@ -16,6 +16,7 @@ from downscale.convert.parity import parity
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
+from downscale.shrink.depth import kept_layers
 from downscale.stages.start import start_params
 from downscale.train.checkpoint import latest, stored_leaves
 
@@ -169,13 +170,13 @@ def test_a_study_starts_from_what_was_imported(imported):
 # --- a part of the layers -------------------------------------------------------------------------
 
 def test_a_count_keeps_evenly_spaced_layers_with_both_ends():
-    assert exchange.kept_layers('30', 30) == list(range(30))
-    assert exchange.kept_layers('2', 30) == [0, 29]
-    assert exchange.kept_layers('8', 30) == [0, 4, 8, 12, 17, 21, 25, 29]
-    assert exchange.kept_layers('0, 2,5', 6) == [0, 2, 5]
+    assert kept_layers('30', 30) == list(range(30))
+    assert kept_layers('2', 30) == [0, 29]
+    assert kept_layers('8', 30) == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert kept_layers('0, 2,5', 6) == [0, 2, 5]
     for N in range(2, 40):
         for count in range(2, N + 1):
-            layers = exchange.kept_layers(str(count), N)
+            layers = kept_layers(str(count), N)
             assert len(set(layers)) == count and (layers[0], layers[-1]) == (0, N - 1)
             gaps = np.diff(layers)
             assert gaps.max() - gaps.min() <= 1

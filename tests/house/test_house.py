@@ -21,7 +21,7 @@ LEVELS = (
     ('accounting.py', 'mup.py', 'schedule.py'),
     ('model/', 'data/'),
     ('data/scenes/', 'results/', 'generate/'),
-    ('train/', 'stage_config.py', 'evaluate/scoring/', 'analysis/planted/'),
+    ('train/', 'shrink/', 'stage_config.py', 'evaluate/scoring/', 'analysis/planted/'),
     ('analysis/', 'config.py'),
     ('experiment/', 'output/', 'analysis/varied/'),
     ('view/',),

@@ -111,6 +111,41 @@ def test_other_methods_learn_in_the_same_loop(tmp_path, monkeypatch, method):
     assert rows[0]['loss'] == pytest.approx(np.log(2)) if method == 'dpo' else rows[0]['loss'] > 1
 
 
+def test_a_teacher_is_learnt_from_on_what_the_student_writes(tmp_path, monkeypatch):
+    taught = cell_of(steps=4, rates=dict(language=3e-2))
+    prepare(tmp_path / 'a', taught)
+    reasoner = Planted(encoder_of(tmp_path / 'a', taught, 'perceive'))
+    teacher = run(tmp_path / 'a', taught, reasoner, monkeypatch)
+    cell = cell_of(steps=12, teacher=str(teacher), policy=dict(method='distil', write=4))
+    prepare(tmp_path / 'b', cell)
+    policy_training.train_stage(tmp_path / 'b', cell, 'perceive', tracker='none')
+    rows = rows_of(folder_of(tmp_path / 'b', cell, 'perceive'))
+    assert np.mean([row['kl'] for row in rows[-3:]]) < rows[0]['kl'] / 2
+    assert all('reward' not in row and row['loss'] == row['kl'] for row in rows)
+    assert json.loads((folder_of(tmp_path / 'b', cell, 'perceive') / 'teacher.json').read_text())[
+        'divergence'] == 'reverse'
+
+
+@pytest.mark.parametrize(('changes', 'line'), [
+    (dict(policy=dict(method='distil')), 'learns from a `teacher`'),
+    (dict(teacher='reason'), 'learns from a `teacher`'),
+    (dict(batch=40), r'whole number of groups of 16 \(40 % 16 = 8\)'),
+    (dict(steps=7, policy=dict(updates=2)), 'steps 7 must be a multiple of policy.updates 2'),
+    (dict(policy=dict(reasoners=('w64d4/reasn',))), None),
+    (dict(policy=dict(reasoners=('w64d4/reason',))), "'w64d4-s0/reason'.*w32d2-s0/reason"),
+    (dict(policy=dict(methd='grpo')), "methd.*method"),
+    (dict(policy=dict(method='dpo', kl=0.0)), 'beta'),
+    (dict(policy=dict(clip=(1.5, .2))), 'policy.clip'),
+    (dict(mixture='data/built/a'), 'writes its rows itself')])
+def test_what_cannot_be_is_refused_by_name(changes, line):
+    if line is None:  # a folder, which need not be there yet
+        assert cell_of(**changes)
+        return
+    with pytest.raises(ValueError, match=line) as caught:
+        cell_of(**changes)
+    assert len(str(caught.value)) <= 300 and '\n' not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_a_scrambled_reward_teaches_nothing(tmp_path, monkeypatch):
     cell = cell_of(**LEARNS)

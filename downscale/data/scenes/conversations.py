@@ -158,7 +158,8 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Worl
 
 
 MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'interleave': instruct,
-            'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}
+            'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower,
+            'shrink': instruct, 'heal': instruct}
 
 
 # The types of a recipe's fields; a stage declares the same.

@@ -1,0 +1,118 @@
+"""The stage 'shrink' of a cell: the model of another cell, cut to the sizes of this one."""
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from downscale import config
+from downscale.config import Experiment
+from downscale.experiment.expansion import parent_folder
+from downscale.model.init import abstract_params
+from downscale.model.vlm import Vlm
+from downscale.runtime.files import PathLike, write_json
+from downscale.shrink.transform import Shrinking, folded, shrink
+from downscale.sizes import Growth, Parametrisation
+from downscale.stage_config import Stage
+from downscale.stages.fingerprint import fingerprint
+from downscale.stages.models import groups_of, model_of
+from downscale.train.checkpoint import committed, load_params
+from downscale.train.lazy_leaves import save_leaves
+
+NOTE = 'shrink.json'  # what was done to a model, beside it
+
+
+def shrink_stage(study: PathLike, experiment: Experiment, stage: Stage, folder: Path,
+                 batches: Iterable[dict[str, Any]]) -> None:
+    """Write the smaller model into the folder of its stage, unless it is there; one process does.
+
+    It is held in memory as a whole. ValueError where a group of it has no parent.
+    """
+    if committed(folder) is not None:  # killed before it was called done
+        return
+    source = parent_folder(study, experiment, stage.parents['language'])
+    before = config.load(source)
+    model, params = _source(study, experiment, stage, before)
+    how = Shrinking(
+        after=_decoder(experiment),
+        by=stage.by,
+        bits=stage.bits,
+        group=stage.group,
+    )
+    read = itertools.islice(batches, stage.steps)
+    params, done = shrink(model, params, how, read)
+    write_note(folder, done, source)
+    save_arrays(folder, params)
+
+
+def _source(study, experiment, stage, before):
+    """Return (model, its numpy parameters) that a stage starts from, as of the standard kind."""
+    model = model_of(dataclasses.replace(experiment, language=before.language), stage.name)
+    assert isinstance(model, Vlm)
+    groups = groups_of(model, sees=stage.tiles > 0)
+    lacking = sorted(set(groups) - set(stage.parents))
+    if lacking:
+        raise ValueError(f'{experiment.name}, stage {stage.name}: its parents say nothing of '
+                         f'{", ".join(lacking)}; name where they come from, or set tiles=0')
+    params = {}
+    for reference in sorted({stage.parents[group] for group in groups}):
+        wanted = [group for group in groups if stage.parents[group] == reference]
+        # pyrefly: ignore[bad-argument-type]
+        params |= load_params(parent_folder(study, experiment, reference),
+                              abstract_params(model, groups), wanted)
+    return model, standard(params, before)
+
+
+def standard(params: dict[str, Any], cell: Experiment) -> dict[str, Any]:
+    """Return the parameters of a cell as those of the standard kind that compute the same."""
+    language = _decoder(cell)
+    growth = cell.parametrisation.growth(language)
+    if growth == Growth():
+        return params
+    return {**params, 'language': folded(params['language'], growth, language.tie)}
+
+
+def _decoder(cell):
+    assert cell.language is not None  # a tower alone has no stages
+    return cell.language
+
+
+def write_note(folder: Path, done: dict[str, Any], source: Path) -> None:
+    """Write what was done to a model, and to which one, into its folder."""
+    write_json(folder / NOTE, {'source': str(source), 'fingerprint': fingerprint(source), **done})
+
+
+@dataclass(frozen=True, eq=False)
+class _Array:
+    """A numpy array as `save_leaves` reads it: in one chunk."""
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        return np.ascontiguousarray(self.values[index])
+
+
+def save_arrays(folder: Path, params: dict[str, Any]) -> None:
+    """Write numpy parameters by group as step 0 of `folder`."""
+    save_leaves(folder, jax.tree.map(lambda leaf: _Array(np.asarray(leaf)), params), {})
+
+
+def plain(cell: Experiment, **changes: Any) -> Experiment:
+    """Return a cell as that of a model that stands alone: no stages, imports or muP."""
+    return dataclasses.replace(cell, stages=(), imports={}, tokenizer='', budget='', trained_as='',
+                               parametrisation=Parametrisation(), **changes)

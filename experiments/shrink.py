@@ -1,0 +1,67 @@
+"""How else does one model become small? Trained small, pruned and healed, or quantised.
+
+The world, the steps and the questions are those of `smoke.py`; nobody writes or reasons. w64d4 is
+trained, as are smaller sizes. From it are cut fewer layers (those of least influence), half the
+hidden units and half the heads, each healed for a quarter of the steps of instruct; and its weights
+take 8 or 4 bits, as do those of one that was pruned and healed. The report sets accuracy against
+the bytes of the language model, a line a way.
+
+Command:   downscale study experiments/shrink.py               (seed 0)
+           downscale study experiments/shrink.py:three         (seeds 0, 1 and 2)
+           downscale study experiments/shrink.py:dry           (all of it, tiny)
+Hardware:  2 CPU cores, 3 GiB of memory
+Time:      not measured
+Expect:    not known
+"""
+from ml_collections import ConfigDict
+
+from downscale.experiment.sweeps import axis, product, union
+
+SEEDS = {'': (0,), 'three': (0, 1, 2), 'dry': (0,)}
+TRAINED = ('w64d4', 'w64d3', 'w64d2', 'w32d2')
+PRUNED = ('w64d4-d3', 'w64d4-d2', 'w64d4-f96', 'w64d4-d3-f96', 'w64d4-h2')
+QUANTISED = ('w64d4-int8', 'w64d4-int4', 'w64d4-d3-int4')
+DRY = ('w32d2',), ('w32d2-d1',), ('w32d2-int8', 'w32d2-d1-int4')
+
+
+def get_config(arg=''):
+    """The study's settings for `arg` '' (one seed), 'three' (three) or 'dry' (tiny)."""
+    if arg not in SEEDS:
+        raise ValueError(f'shrink:{arg}: the argument must be three or dry')
+    text = dict(batch=16, length=96, tiles=0, turns=4, rates=dict(language=4e-3))
+    picture = dict(batch=16, length=72, tiles=1, turns=4,
+                   rates=dict(language=6e-3, connector=6e-3, tower=1e-3))
+    # What is cut computes as standard; at the base size its rates are those of muP.
+    heal = {**picture, 'rates': dict(language=3e-3, connector=3e-3, tower=5e-4)}
+    measured = {key: picture[key] for key in ('batch', 'length', 'tiles', 'turns')}
+    stages = dict(
+        tower=dict(steps=300, batch=32, length=32, tiles=1, rates=dict(tower=4e-3)),
+        text=dict(steps=200, **text),
+        align=dict(steps=250, trainable=('language', 'tower', 'connector'), **picture),
+        instruct=dict(steps=800, replay=dict(align=0.1), **picture),
+        shrink=dict(steps=8, **measured),
+        heal=dict(steps=200, **heal))
+    if arg == 'dry':
+        stages = {name: {**settings, 'steps': 4} for name, settings in stages.items()}
+    few = arg == 'dry'
+    return ConfigDict(dict(
+        study=f'shrink_{arg}' if arg else 'shrink', platform='cpu', family='micro', vocabulary=320,
+        vision=dict(layers=2, W=64, H=4, F=192, patch=20, image=60),
+        parametrisation=dict(kind='mup', base_width=64, base_depth=4, input=8.0, output=4.0),
+        world=dict(grid=3, n_shapes=4, n_colors=4, n_chars=2, min_objects=2, max_objects=3,
+                   n_facts=16, jitter_px=0, families=('position', 'content', 'fact')),
+        data=dict(train=100 if few else 3000, validation=16, test=16 if few else 96,
+                  similarity_share=0.0),
+        stages=stages,
+        evaluation=dict(scenes=8 if few else 64, batch=128, conditions=['image', 'blind'],
+                        texts=[]),
+        unroll=1 if few else 8))
+
+
+def sweep(arg=''):
+    """All sizes, each by its own way, a seed after the other."""
+    trained, pruned, quantised = DRY if arg == 'dry' else (TRAINED, PRUNED, QUANTISED)
+    ways = union(axis('size', trained),
+                 product(axis('size', pruned), [dict(stages=('shrink', 'heal'))]),
+                 product(axis('size', quantised), [dict(stages=('shrink',))]))
+    return product(axis('seed', SEEDS[arg]), ways)
