@@ -48,8 +48,9 @@ class PolicySettings:
     group that answers; 'dpo' the best over the worst (arXiv 2305.18290); 'distil' what the stage's
     `teacher` would write next at each place of it, and no reasoner is asked. `kl` weighs, in
     'grpo', the distance from what the stage starts from, and is the beta of 'dpo'; 0 asks for no
-    such distance. Of `tries` times as many questions those are kept first whose group disagrees. `updates` steps are taken with what was written at
-    once. `questions` is a file of one's own questions, in the place of those of the scenes.
+    such distance. Of `tries` times as many questions those are kept first whose group disagrees.
+    `updates` steps are taken with what was written at once. `questions` is a file of one's own
+    questions, in the place of those of the scenes.
     """
     reasoners: Annotated[tuple[str, ...], Several(1, 'who answers from what is written')] = (
         'reason',)

@@ -11,7 +11,7 @@ import numpy as np
 
 from downscale import config
 from downscale.config import Experiment
-from downscale.experiment.expansion import parent_folder
+from downscale.experiment.references import parent_folder
 from downscale.model.init import abstract_params
 from downscale.model.vlm import Vlm
 from downscale.runtime.files import PathLike, write_json
