@@ -143,7 +143,7 @@ class Stage:
             Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
         elif self.trainable or self.rates:
             raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
-        if self.teacher and self.loss != 'tokens':
+        if self.teacher and self.kind.loss not in ('tokens', 'policy'):
             raise ValueError(f'stage {self.name} learns no distribution over the next token; leave '
                              'out its `teacher`')
         if self.distil != 1 and not self.teacher:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from downscale.config import Experiment, load
 from downscale.experiment.references import reference_of
 from downscale.runtime.files import in_bucket, place
-from downscale.stage_config import Stage
+from downscale.stage_config import Stage, is_stage
 from downscale.stage_table import STAGES
 from downscale.values import shown, unknown
 
@@ -52,7 +52,7 @@ def _known(cells, seed) -> Iterator[str]:
     for cell in cells:
         size, dash, rest = cell.name.rpartition(f'-s{seed}')
         for stage in cell.stages:
-            if stage.kind.loss == 'tokens':
+            if stage.kind.loss in ('tokens', 'policy'):
                 yield f'{size if dash and not rest else cell.name}/{stage.name}'
 
 
@@ -85,7 +85,7 @@ def _refuse_later(cell, stage, teacher, name):
 
 def _fault(cell, stage, teacher, name):
     """Return why a stage cannot learn from its teacher, '' where it can."""
-    if teacher.language is None or name in STAGES and STAGES[name].loss != 'tokens':
+    if teacher.language is None or name in STAGES and STAGES[name].loss not in ('tokens', 'policy'):
         return 'has no distribution over the next token; name a stage that has a language model'
     if teacher.language.V != cell.language.V:
         return (f'has another vocabulary, of {teacher.language.V:,} rows and not '
@@ -118,8 +118,8 @@ def in_order(cells: Sequence[Experiment]) -> list[Experiment]:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
         circle = ', '.join(reversed(error.args[1]))
-        raise ValueError(f'cells wait for one another, through parents or teachers: {circle}; '
-                         'leave out one `teacher`') from None
+        raise ValueError(f'cells wait for one another, through parents, teachers or '
+                         f'reasoners: {circle}; leave out one') from None
     # Not in the order of the sorter, which goes by rounds: without a teacher all stays as it is.
     placed = {}
 
@@ -138,6 +138,9 @@ def _needs(cell):
     for stage in cell.stages if not cell.trained_as else ():
         references = [reference_of(cell, parent) for parent in stage.parents.values()]
         references.append(stage_of(cell, stage) if stage.teacher else None)
+        if stage.kind.rows == 'written':
+            references += [reference_of(cell, name) for name in stage.policy.judges
+                           if is_stage(name)]
         for reference in filter(None, references):
             yield reference.rpartition('/')[0]
         if stage.trunk:

@@ -68,16 +68,14 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         return
     # 2. Hold the folder until the end is noted: a second run would write the same files.
     with loop.only_process(folder):
-        sampler, seed = None, 0
+        sampler, seed = _begin(study, experiment, stage, folder)
+        if stage.kind.loss == 'none':
+            processes.once(lambda: _shrink(study, experiment, stage, folder, sampler, seed))
+            return
         if rollouts and stage.kind.rows == 'written':
-            processes.once(lambda: _open(folder, experiment))
             batches = rollouts(study, experiment, stage, run, folder)
             run = dataclasses.replace(run, rollouts=batches, stop=batches.stop)
         else:
-            sampler, seed = _begin(study, experiment, stage, folder)
-            if stage.kind.loss == 'none':
-                processes.once(lambda: _shrink(study, experiment, stage, folder, sampler, seed))
-                return
             rules = model_of(experiment, name).rules
             batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
@@ -205,11 +203,16 @@ def one_device(experiment: Experiment) -> Mesh:
 
 
 def _begin(study, experiment, stage, folder):
-    """Write into the folder of a stage what runs there; return (sampler, seed of its stream)."""
+    """Write into the folder of a stage what runs there; return (sampler, seed of its stream).
+
+    A stage that writes its rows has no sampler.
+    """
     # First of all: it refuses a folder of another run.
     processes.once(lambda: _open(folder, experiment))
     processes.once(lambda: teachers.note(study, experiment, stage, folder))
     processes.once(lambda: leave_trunk(study, experiment, stage, folder))
+    if stage.kind.rows == 'written':
+        return None, 0
     sampler, seed = sampler_of(study, experiment, stage)
     processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
     return sampler, seed
