@@ -13,7 +13,7 @@ from downscale.config import Experiment
 LEFT_OUT = ('name', 'size', 'seed', 'language', 'stages', 'budget', 'origin', 'mesh',
             'trained_as', 'remat', 'unroll', 'attention')
 # Of a stage; rates are chosen, not compared, in a part of the report of their own.
-OF_STAGE = ('name', 'parents', 'trunk', 'forks', 'save_every', 'rates')
+OF_STAGE = ('name', 'parents', 'trunk', 'forks', 'save_every', 'rates', 'distil')
 
 
 def factors_of(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
@@ -47,8 +47,16 @@ def _settings(cell, by_name):
     paths = _flat({key: value[key] for key in value if key not in LEFT_OUT}, '')
     for stage in value['stages']:
         kept = {key: part for key, part in stage.items() if key not in OF_STAGE}
+        kept['teacher'] = _taught(stage)
         paths |= _flat(kept, f'stages.{stage["name"]}.')
     return paths
+
+
+def _taught(stage):
+    """Return who teaches a stage and by which share of its loss, as one level."""
+    # A share alone would be a factor of which a stage without a teacher has no level.
+    share = '' if stage['distil'] == 1 else f'{stage["distil"]:g} x '
+    return share + stage['teacher'] if stage['teacher'] else 'none'
 
 
 def _flat(value, prefix):

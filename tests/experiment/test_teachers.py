@@ -10,6 +10,7 @@ from roots import ROOT
 from downscale import config
 from downscale.experiment import file, teachers
 from downscale.experiment.expansion import cells_of
+from downscale.experiment.factors import factors_of
 from downscale.launch.spec import specs_of
 from downscale.runtime.files import write_json
 from downscale.stages import inputs, preflight
@@ -207,3 +208,12 @@ def test_a_stage_with_a_teacher_shares_no_program():
     assert program_of(student(made), 'caption') is not None
     with pytest.raises(ValueError, match='stage extract has a teacher; its cells are trained one'):
         train_together('s', [student(made)], 'extract')
+
+
+def test_who_teaches_and_how_much_is_one_factor():
+    made = cells(SMALL, TAUGHT, {**TAUGHT, 'stages.extract.distil': .5}, LARGE)
+    levels = factors_of(list(made.values()))
+    assert list(levels) == ['stages.extract.teacher']
+    assert list(levels['stages.extract.teacher'].values()) == [
+        'none', 'w64d2/extract', '0.5 x w64d2/extract', 'none']
+    assert factors_of(list(cells(SMALL, LARGE).values())) == {}
