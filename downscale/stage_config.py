@@ -141,6 +141,10 @@ class Stage:
         check(self)
         if self.kind.loss != 'none':
             Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
+            given = [name for name in OF_SHRINKING if getattr(self, name) != getattr(Stage, name)]
+            if given:
+                raise ValueError(f'stage {self.name} cuts nothing; leave out {", ".join(given)}, '
+                                 "which are for the stage 'shrink'")
         elif self.trainable or self.rates:
             raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
         if self.teacher and self.kind.loss not in ('tokens', 'policy'):

@@ -3,8 +3,7 @@ import argparse
 
 from downscale.commands.parsing import count, local_path, new_folder
 
-EXAMPLE = ('downscale shrink runs/smoke/cells/w64d4-s0/instruct --to models/w64d2 --layers 2 '
-           '--by influence')
+EXAMPLE = 'downscale shrink runs/smoke/cells/w64d4-s0/instruct --to models/w64d4-int8 --bits 8'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -88,7 +88,7 @@ def shrink_model(source: Path, to: Path, how_of: Callable[[LanguageConfig], Shri
         _copy_side_files(source, cell, partial)
         smaller = _alone(source, cell, how, to.name)
         config.save(smaller, partial)
-        write_note(partial, {'size': smaller.size, 'by': how.by, **done}, source)
+        write_note(partial, {'size': smaller.size, 'by': how.by, **done}, source, str(source))
         write_json(partial / 'DONE.json', {'hash': smaller.hash, 'steps': 0})
     return done
 

@@ -156,7 +156,9 @@ def by_bytes(result: dict[str, Any]) -> figures.Drawing:
     figure, axes = small_axes(len(result['kinds']), 4.4, 3., across=2)
     names = list(dict.fromkeys(point['way'] for point in result['points']))
     # A colour and a mark each: lines of one colour are told apart where a page is printed grey.
-    colours = [BLUE, ORANGE, *plotting().colormaps['Dark2'].colors]
+    # Of the palette those that are neither of the first two.
+    palette = plotting().colormaps['Dark2'].colors
+    colours = [BLUE, ORANGE, *(palette[place] for place in (0, 3, 2, 5, 4, 7))]
     rows = []
     for axis, kind in zip(axes, result['kinds'], strict=True):
         for place, name in enumerate(names):
@@ -173,6 +175,8 @@ def by_bytes(result: dict[str, Any]) -> figures.Drawing:
                 rows.append({'kind': kind, 'way': name, 'size': point['size'],
                              'bytes': point['bytes'], 'n_total': point['n_total'],
                              **figures.numbers(part)})
+        if result['floor'][kind] is not None:
+            axis.axhline(result['floor'][kind], color=GREY, lw=1.1, label='best guess')
         axis.set(xscale='log', ylim=(-.03, 1.03), title=TITLES[kind], ylabel='accuracy',
                  xlabel='bytes of the language model')
         figures.counts(axis.xaxis)

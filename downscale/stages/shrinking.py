@@ -11,7 +11,7 @@ import numpy as np
 
 from downscale import config
 from downscale.config import Experiment
-from downscale.experiment.references import parent_folder
+from downscale.experiment.references import parent_folder, reference_of
 from downscale.model.init import abstract_params
 from downscale.model.vlm import Vlm
 from downscale.runtime.files import PathLike, write_json
@@ -45,8 +45,9 @@ def shrink_stage(study: PathLike, experiment: Experiment, stage: Stage, folder: 
     )
     read = itertools.islice(batches, stage.steps)
     params, done = shrink(model, params, how, read)
-    write_note(folder, done, source)
-    save_arrays(folder, params)
+    # Of the study, not of the machine: it may be moved, and what is cut is the same elsewhere.
+    write_note(folder, done, source, reference_of(experiment, stage.parents['language']))
+    save_arrays(folder, params, stage.steps)
 
 
 def _source(study, experiment, stage, before):
@@ -81,9 +82,10 @@ def _decoder(cell):
     return cell.language
 
 
-def write_note(folder: Path, done: dict[str, Any], source: Path) -> None:
-    """Write what was done to a model, and to which one, into its folder."""
-    write_json(folder / NOTE, {'source': str(source), 'fingerprint': fingerprint(source), **done})
+def write_note(folder: Path, done: dict[str, Any], source: Path, name: str) -> None:
+    """Write what was done to the model in `source`, called `name`, into the folder of the new one.
+    """
+    write_json(folder / NOTE, {'source': name, 'fingerprint': fingerprint(source), **done})
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +109,9 @@ class _Array:
         return np.ascontiguousarray(self.values[index])
 
 
-def save_arrays(folder: Path, params: dict[str, Any]) -> None:
-    """Write numpy parameters by group as step 0 of `folder`."""
-    save_leaves(folder, jax.tree.map(lambda leaf: _Array(np.asarray(leaf)), params), {})
+def save_arrays(folder: Path, params: dict[str, Any], step: int = 0) -> None:
+    """Write numpy parameters by group as a step of `folder`."""
+    save_leaves(folder, jax.tree.map(lambda leaf: _Array(np.asarray(leaf)), params), {}, step)
 
 
 def plain(cell: Experiment, **changes: Any) -> Experiment:

@@ -91,7 +91,7 @@ def _shrink(study, experiment, stage, folder, sampler, seed):
     batches = iter(stream(sampler, seed))
     with contextlib.closing(batches):
         shrinking.shrink_stage(study, experiment, stage, folder, batches)
-    write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': 0})
+    write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': stage.steps})
 
 
 def train_together(

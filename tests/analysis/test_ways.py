@@ -31,6 +31,7 @@ def test_every_point_has_the_answers_of_its_own_runs(tmp_path):
     s = measures.scored(load_study(root), 200)
     found = ways.by_bytes(s)
     kinds = accuracy.by_kind(plain)['kinds']
+    assert found['floor'] == {kind: kinds[kind]['guesses']['floor'] for kind in kinds}
     assert [(point['way'], point['size']) for point in found['points']] == [
         ('trained', sizes[0]), ('trained', sizes[2]), ('pruned + healed', sizes[1]),
         ('quantised', sizes[3])]
@@ -62,7 +63,7 @@ def point(way, size, count, value):
 
 
 def test_the_sentence_names_what_nothing_smaller_beats():
-    result = {'kinds': ['visual'], 'points': [
+    result = {'kinds': ['visual'], 'floor': {'visual': .3}, 'points': [
         point('trained', 'large', 400, .9), point('trained', 'small', 100, .5),
         point('quantised', 'large-int4', 120, .8), point('quantised', 'large-int8', 200, .8)]}
     text = factor_section.best(result)
@@ -71,14 +72,14 @@ def test_the_sentence_names_what_nothing_smaller_beats():
 
 
 def test_the_figure_has_a_line_a_way_with_the_points_in_the_order_of_their_bytes(tmp_path):
-    result = {'kinds': ['visual'], 'points': [
+    result = {'kinds': ['visual'], 'floor': {'visual': .3}, 'points': [
         point('trained', 'a', 100, .5), point('trained', 'b', 400, .9),
         point('distilled', 'c', 100, .6)]}
     svg = figures.save(factor_section.by_bytes, result, tmp_path, 'ways')
     assert svg.startswith('<svg') and 'distilled' in svg
     drawn, rows = factor_section.by_bytes(result)
     axis, = drawn.axes
-    assert len(axis.containers) == 2
+    assert len(axis.containers) == 2 and axis.lines[-1].get_ydata()[0] == .3
     assert list(axis.containers[0][0].get_xdata()) == [100, 400]
     assert list(axis.containers[0][0].get_ydata()) == [.5, .9]
     assert [row['way'] for row in rows] == ['trained', 'trained', 'distilled']

@@ -77,6 +77,7 @@ TOGETHER = STUDY.replace('NAME', 'together').replace('SEEDS', '[0, 1]').replace(
 IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
 SUBSTITUTIONS = (  # in this order
     ('FILE.py', 'experiments/together.py'), ('--layers 14', '--layers 2'),
+    ('--layers 20 --hidden 2048', '--layers 0,1 --hidden 48'),
     ('stages.text.steps=800', 'stages.text.steps=2'),
     ('stages.text.steps=50', 'stages.text.steps=2'),
     ('w64d4-s0/', 'w32d1-s0/'), ('w64d2-s0/extract', 'w32d1-s0/caption'),
@@ -177,6 +178,7 @@ def folder(tmp_path_factory):
         subprocess.run(written, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
         question, = (line.text for line in LINES if line.kind == 'json')
         (root / 'q.jsonl').write_text(question + '\n')
+        (root / 'texts.txt').write_text('what is there\n')
         with patch.context() as one_device:  # so that compiling is short
             one_device.setenv('XLA_FLAGS', xla_flags())
             assert main.main(shlex.split(made_by('smoke'))[1:]) == 0
@@ -358,6 +360,7 @@ MADE = {
     'docs/tutorials/analysis.md': lambda made: made['made'].truth and Path(
         'runs/synthetic/study.json').is_file(),
     'docs/tutorials/load_and_analyse.md': lambda made: falls(made['table']['macro']['sizes']),
+    'docs/tutorials/shrink.md': lambda made: len(made['sweep']) == 4,
     'docs/tutorials/own_study.md': lambda made: len(made['sweep']()) == 16 and [
         claim.id for claim in claims.read(made['claims'])] == ['a', 'c']}
 

@@ -6,7 +6,7 @@ the language model takes to store (`accounting.stored_bytes`).
 from dataclasses import replace
 from typing import Any
 
-from downscale.analysis import measures
+from downscale.analysis import accuracy, measures
 from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing, Scored
 
@@ -19,10 +19,11 @@ def has_ways(meta: dict[str, Any]) -> bool:
 
 
 def by_bytes(s: Scored) -> dict[str, Any]:
-    """Return the accuracy of every point of every way: a dict of 'kinds' and 'points'.
+    """Return the accuracy of every point of every way: a dict of 'kinds', 'floor' and 'points'.
 
     'points' are dicts way, size, bytes, n_total, seeds, and 'accuracy' {kind of family: Interval};
-    by way, and within one by bytes. `Missing` unless two ways were asked with the picture.
+    by way, and within one by bytes; 'floor' is {kind: accuracy of the best guess}. `Missing` unless
+    two ways were asked with the picture.
     """
     groups = {}
     for run in s.study.meta['runs']:
@@ -49,4 +50,6 @@ def by_bytes(s: Scored) -> dict[str, Any]:
         raise Missing('no two ways to a small model were asked with the picture')
     # Lines are drawn through them in this order.
     points.sort(key=lambda point: (ways.index(point['way']), point['bytes'], point['size']))
-    return {'kinds': list(kinds), 'points': points}
+    usual = accuracy.by_kind(s)['kinds']
+    floor = {kind: usual[kind]['guesses']['floor'] for kind in kinds}
+    return {'kinds': list(kinds), 'floor': floor, 'points': points}

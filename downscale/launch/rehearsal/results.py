@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from downscale.config import Experiment
 from downscale.runtime.files import place
 from downscale.stage_table import WRITER
+from downscale.stages.shrinking import NOTE
 from downscale.study.tasks import tasks_of
 
 
 def digests(run: str, cells: Sequence[Experiment]) -> dict[str, dict[str, str | None]]:
     """Return {cell: {task: digest}} of the metrics of every stage and the rows of every evaluation.
 
-    None stands for a task without a result.
+    Of a stage that trains nothing it is what was cut. None stands for a task without a result.
     """
     found = {cell.name: {} for cell in cells}
     for task in tasks_of(cells):
         cell = task.experiment
         if task.kind == 'train':
-            path = place(run) / 'cells' / cell.name / task.stage / 'metrics.jsonl'
+            learns = cell.stage(task.stage).kind.loss != 'none'
+            path = place(run) / 'cells' / cell.name / task.stage / (
+                'metrics.jsonl' if learns else NOTE)
         else:
             name = 'texts' if task.stage in WRITER else 'items'
             path = place(run) / 'evaluations' / f'{task.stage}-{cell.name}' / f'{name}.parquet'
