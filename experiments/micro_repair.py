@@ -18,9 +18,9 @@ from downscale.experiment.sweeps import axis, product, union
 SIZES = ('w32d2', 'w64d2')
 ARGUMENTS = ('', 'quick')
 _SEES = ('language', 'tower', 'connector', 'image_newline_D')
-EXTRACT, PERCEIVE = 100, 100
-# A step of `perceive` has four times the rows and 2.3 times the passes of one of `extract`.
-MORE = EXTRACT + 9 * PERCEIVE
+EXTRACT, PERCEIVE = 100, 60
+# A step of `perceive` has eight times the rows and 2.3 times the passes of one of `extract`.
+MORE = EXTRACT + 18 * PERCEIVE
 
 
 def get_config(arg=''):
@@ -46,10 +46,10 @@ def get_config(arg=''):
                      'parents': dict.fromkeys(_SEES, '{size}/instruct')},
             reason=dict(steps=500, replay=dict(text=0.05), **text),
             perceive=dict(
-                steps=PERCEIVE, batch=64, length=72, tiles=1, warmup=0.1, save_every=50,
-                rates=dict(language=2e-3, connector=2e-3, tower=2e-4),
+                steps=PERCEIVE, batch=128, length=72, tiles=1, warmup=0.1, save_every=30,
+                rates=dict(language=1e-3, connector=1e-3, tower=1e-4),
                 parents=dict.fromkeys(_SEES, '{size}/extract'),
-                policy=dict(reasoners=('{size}/reason',), write=32, answer=4))),
+                policy=dict(reasoners=('{size}/reason',), group=4, write=32, answer=4))),
         evaluation=dict(scenes=160, batch=128, write=48, think=64, conditions=('image', 'blind'),
                         texts=('extraction', 'perceived')),
         unroll=8))
