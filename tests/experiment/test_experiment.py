@@ -151,10 +151,10 @@ def test_the_hash_changes_with_every_entry():
         seen.add(found.hash)
     assert len(seen) > 100
     # Of the stages, one answers here, and has questions without their pictures; texts of a budget
-    # are written in the cluttered world alone.
+    # are written in the cluttered world alone; a share of the loss wants a teacher.
     assert sum(path[-1] == 'blind' for path in impossible) == len(whole.stages) - 1
     assert {path[-1] for path in impossible} <= {
-        'blind', 'budget',
+        'blind', 'budget', 'distil',
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
         'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
         'remat', 'attention', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts'}
