@@ -152,7 +152,7 @@ def test_the_hash_changes_with_every_entry():
         seen.add(found.hash)
     assert len(seen) > 100
     # Of the stages, one answers here, and has questions without their pictures; texts of a budget
-    # are written in the cluttered world alone.
+    # are written in the cluttered world alone; a share of the loss wants a teacher.
     assert sum(path[-1] == 'blind' for path in impossible) == len(whole.stages) - 1
     assert {path[-1] for path in impossible} <= {
         # Of a stage that cuts, writes its own rows, or has a teacher: none does here.
