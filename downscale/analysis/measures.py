@@ -55,7 +55,7 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     whole = study
     # Left out once for all, so that no number of sizes has to ask for it again.
     if left_out:
-        note = (f'{len(left_out)} runs differ from others of their size in more than the seed and '
+        note = (f'{len(left_out)} runs differ from others in more than size and seed and '
                 f'are in no number of sizes, only in those of factors and rates: '
                 f'{", ".join(sorted(left_out))}')
         cells = {cell: rows for cell, rows in study.cells.items()

@@ -63,7 +63,11 @@ def test_what_is_shrunk_is_exported_and_imported_again(imported, tmp_path):
     assert run(imported, '--to', tmp_path / 'made', '--hidden', hidden, '--data', texts,
                '--bits', 8, '--group', 4) == 0
     exchange.export_model(tmp_path / 'made', tmp_path / 'out', 'qwen3')
-    assert json.loads((tmp_path / 'out/config.json').read_text())['intermediate_size'] == hidden
+    out = json.loads((tmp_path / 'out/config.json').read_text())
+    assert out['intermediate_size'] == hidden
+    # What our sizes do not have is that of the source, whose side files went along.
+    assert out['max_position_embeddings'] == 64
+    assert (tmp_path / 'out/generation_config.json').is_file()
     exchange.import_model(tmp_path / 'out', tmp_path / 'again')
     made, again = values(tmp_path / 'made'), values(tmp_path / 'again')
     for name, leaf in made.items():
