@@ -93,12 +93,13 @@ class Engine:
         self.refill = refill
         self.lanes = batch_ways(mesh) if mesh else 1
         wanted = math.ceil(slots / self.lanes)
-        # A lane of fewer rows than `fewest` is padded with slots that stay empty.
-        fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
-        self.usable = min(wanted, most or wanted)  # slots of a lane
-        self.per_lane = max(fewest, self.usable)
+        # A lane of fewer rows than that is padded with slots that stay empty.
+        self.per_lane = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1),
+                              wanted)
+        self.usable = min(wanted, self.per_lane)  # slots of a lane
         # On the host first: taken apart on a device, the model would be there twice.
-        params = forward.unstack(jax.tree.map(np.asarray, params), model.dtype)
+        params = forward.unstack(jax.tree.map(np.asarray, params), model.dtype,
+                                 turned=jax.default_backend() == 'cpu')
         where = shardings(params, mesh, model.rules) if mesh else None
         self.params = jax.device_put(params, where)
         self.stats = Stats()
