@@ -3,8 +3,8 @@
 A row's tokens depend on its request, the decoding rules and the weights: not on its slot, its
 company, the order, the number of slots or when others finish. Rows are read into free slots and
 written together; a slot that ends is filled again at once. Randomness is named by request and
-token; sums run in a fixed order and in fixed blocks; and the rows of a step stay within the numbers
-that this machine sums alike (`alike.py`), the tokens of a prefill above them.
+token; sums run in a fixed order and in fixed blocks; and the rows of a step are as many as this
+machine sums alike (`alike.py`).
 
 Several processes each run an engine over their own devices and their own share of the requests.
 """
