@@ -68,9 +68,12 @@ class Far(BaseHTTPRequestHandler):
             if name.lower() not in ('content-length', 'transfer-encoding', 'connection'):
                 self.send_header(name, value)
         self.send_header('Content-Length', str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
         link.close()
+        try:
+            self.end_headers()
+            self.wfile.write(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True   # the client has hung up, as one does that has enough
 
     do_GET = do_POST = do_PUT = do_DELETE = _any  # noqa: N815
 

@@ -59,8 +59,11 @@ def train_throughput(found: Any) -> list[Record]:
 
 
 def decode_throughput(found: Any) -> list[Record]:
-    """Tokens per second against transformers, and against what the products alone allow."""
-    goals = {'batch 8': .9, 'batch 32': .9, 'ragged': .75}
+    """Tokens per second against transformers, and against what the products alone allow.
+
+    Those of one row are a bare loop that reads each weight and multiplies it with a vector.
+    """
+    goals = {'batch 1': .85, 'batch 8': .9, 'batch 32': .9, 'ragged': .75}
     rows = []
     for name, row in found.items():
         if not isinstance(row, dict) or 'ours' not in row:
@@ -70,7 +73,8 @@ def decode_throughput(found: Any) -> list[Record]:
         if name in goals:
             shares = [row['tokens'] / seconds / row['product bound'] for seconds in row['ours']]
             rows.append(Record(
-                what=f'CPU decoding, {name}', against='products alone, tokens/s',
+                what=f'CPU decoding, {name}', against='a bare loop of reads and products, tokens/s'
+                if name == 'batch 1' else 'products alone, tokens/s',
                 value=statistics.median(shares), low=min(shares), high=max(shares),
                 goal=goals[name]))
     return rows

@@ -1,7 +1,12 @@
 """How benchmarks begin, and the table of records that is made of them."""
 import json
+import multiprocessing
+import socket
+import struct
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from roots import ROOT
@@ -92,3 +97,48 @@ def test_a_limit_is_held_against_the_largest_sweep(records):
     record, = records.BENCHMARKS['many_cells'](
         {'limit': 5.0, 'rows': {'10': {'status': [1.0, 9]}, '100': {'status': [4.0, 9]}}})
     assert record.what == 'launch status of 100 cells' and record.value == .8
+
+
+def test_one_row_is_held_against_a_bare_loop_and_more_against_products(records):
+    row = {'ours': [2.0, 4.0], 'theirs': [8.0, 8.0], 'tokens': 32, 'product bound': 20.0}
+    found = {name: row for name in ('batch 1', 'batch 8', 'ragged, one by one')}
+    rows = records.BENCHMARKS['decode_throughput']({**found, 'bandwidth': 1.0})
+    held = [row for row in rows if row.goal]
+    assert [(row.against, row.goal) for row in held] == [
+        ('a bare loop of reads and products, tokens/s', .85), ('products alone, tokens/s', .9)]
+    assert [row.value for row in held] == [pytest.approx(.6)] * 2
+    assert sum(row.against == 'transformers, tokens/s' for row in rows) == 3
+
+
+class Large(BaseHTTPRequestHandler):
+    """A server whose replies do not fit into a buffer."""
+
+    def do_GET(self):  # noqa: N802
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(bytes(2 ** 24))
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_client_that_hangs_up_is_no_error_of_the_far_bucket(records, monkeypatch, capfd):
+    import many_cells
+    monkeypatch.setattr(many_cells, 'LATENCY', .2)
+    behind = HTTPServer(('127.0.0.1', 0), Large)
+    monkeypatch.setattr(many_cells.Far, 'behind', behind.server_address)
+    monkeypatch.setattr(many_cells.Far, 'asked', multiprocessing.Value('q', 0))
+    server = many_cells.Server(('127.0.0.1', 0), many_cells.Far)
+    served = threading.Event()
+    shut = server.shutdown_request
+    monkeypatch.setattr(server, 'shutdown_request', lambda *args: (shut(*args), served.set()))
+    for each in (behind, server):
+        threading.Thread(target=each.serve_forever, daemon=True).start()
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(b'GET / HTTP/1.1\r\nHost: any\r\n\r\n')
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    assert served.wait(30)
+    for each in (behind, server):
+        each.shutdown()
+        each.server_close()
+    assert many_cells.Far.asked.value == 1 and not capfd.readouterr().err

@@ -1,8 +1,9 @@
-"""How many rows of a step are summed alike: matrix products on CPU are not independent of them.
+"""How many rows a step may have: the matrix products of a CPU sum some numbers of rows otherwise.
 
-XLA on CPU adds up a product in another order from some number of rows on: for wide outputs 33 where
-576 terms are summed, five where it is 960, none from 1,024 (jax 0.10.2, x86). Nothing documents
-these numbers, so they are found out here, on the machine that decodes. Steps then stay on one side.
+XLA on CPU adds up a product in another order for other numbers of rows. Weights times rows, as a
+step multiplies them (`layers.product`), of 2 to 24 and of 33 to 48 rows are summed alike; 16 and 33
+to 48 alone where 2,560 terms are summed (jax 0.10.2, x86 with AVX-512). Nothing documents these
+numbers, so they are found out here, on the machine that decodes.
 """
 from collections.abc import Iterable
 from functools import cache
@@ -10,46 +11,47 @@ from functools import cache
 import jax
 import numpy as np
 
-# The counts to try around the usual one: fewer, then more, each list away from it.
-USUAL = 16
-FEWER = (8, 4, 2)
-MORE = (24, 32, 48, 64, 96, 128, 192, 256)
+from downscale.model.layers import product
+
+USUAL = 16  # rows as which all others have to be summed
+# What is tried where the rows that are wanted are summed otherwise: more first, then fewer.
+COUNTS = (2, 4, 8, 16, 24, 36, 48, 64, 96, 128, 192, 256)
 WIDEST = 2048  # outputs: a wider product changes where this one does
 
 
-def alike(products: Iterable[tuple[int, int]], wanted: int) -> tuple[int, int | None]:
-    """Return (fewest, most) rows of a step on one device that are summed as those of 16 rows.
+def alike(products: Iterable[tuple[int, int]], wanted: int) -> int:
+    """Return the rows of a step on one device that are summed as those of 16 rows.
 
-    `products` are the (terms, outputs) of every matrix product of a row, `wanted` the rows that one
-    would like; most is None where all of them are summed alike. (2, None) away from CPU.
+    They are at least 2, and the nearest above the rows that one would like, or the most there are.
+    `products` are the (terms, outputs) of every matrix product of a row. Away from CPU all numbers
+    will do.
     """
+    wanted = max(wanted, 2)
     if jax.default_backend() != 'cpu':
-        return 2, None
-    # Counts are tried up to the first that holds all the rows wanted: each try is a compilation.
-    counts = MORE[:sum(count < wanted for count in MORE) + 1] if wanted > USUAL else ()
-    # The narrowest limits of all products hold for a row, which goes through each of them.
-    limits = [_alike(terms, min(outputs, WIDEST), counts)
-              for terms, outputs in sorted(set(products))]
-    return max(low for low, _ in limits), min((high for _, high in limits if high), default=None)
+        return wanted
+    shapes = sorted({(terms, min(outputs, WIDEST)) for terms, outputs in products})
+    more = [count for count in COUNTS if count > wanted]
+    fewer = [count for count in reversed(COUNTS) if count < wanted]
+    for count in (wanted, *more, *fewer):
+        if all(_summed_alike(*shape, count) for shape in shapes):
+            return count
+    return USUAL
 
 
 @cache
-def _alike(terms, outputs, counts):
-    """Return (fewest, most of `counts` or None) rows whose product is summed as that of 16."""
+def _summed_alike(terms, outputs, count):
+    """Return whether each of `count` rows is summed as it is among 16."""
+    if count == USUAL:
+        return True
     rng = np.random.default_rng(0)
-    x_BD = rng.standard_normal((max(USUAL, *counts, 0), terms), np.float32)
-    w_DF = rng.standard_normal((terms, outputs), np.float32)
-    product = jax.jit(lambda x_BD, w_DF: x_BD @ w_DF)
-    usual = np.asarray(product(x_BD[:USUAL], w_DF))
+    groups = -(-count // USUAL)
+    x_BD = rng.standard_normal((groups * USUAL, terms), np.float32)
+    w_FD = rng.standard_normal((outputs, terms), np.float32)
+    usual = np.concatenate([_multiplied(part_BD, w_FD) for part_BD in np.split(x_BD, groups)])
+    return np.array_equal(_multiplied(x_BD[:count], w_FD), usual[:count])
 
-    def last(counts):
-        """Return the last of `counts` rows that is summed alike; None where all are."""
-        kept = USUAL
-        for count in counts:
-            few = min(count, USUAL)
-            if not np.array_equal(np.asarray(product(x_BD[:count], w_DF))[:few], usual[:few]):
-                return kept
-            kept = count
-        return None
 
-    return last(FEWER) or FEWER[-1], last(counts)
+@jax.jit
+def _multiplied(x_BD, w_FD):
+    """Return the product of rows and a turned weight, as a step of decoding computes it."""
+    return product('BD,DF->BF', x_BD, w_FD.T, exact=True, few=True)

@@ -3,8 +3,8 @@
 A row's tokens depend on its request, the decoding rules and the weights: not on its slot, its
 company, the order, the number of slots or when others finish. Rows are read into free slots and
 written together; a slot that ends is filled again at once. Randomness is named by request and
-token; sums run in a fixed order and in fixed blocks; and the rows of a step stay within the numbers
-that this machine sums alike (`alike.py`), the tokens of a prefill above them.
+token; sums run in a fixed order and in fixed blocks; and the rows of a step are as many as this
+machine sums alike (`alike.py`).
 
 Several processes each run an engine over their own devices and their own share of the requests.
 """
@@ -93,17 +93,18 @@ class Engine:
         self.refill = refill
         self.lanes = batch_ways(mesh) if mesh else 1
         wanted = math.ceil(slots / self.lanes)
-        # A lane of fewer rows than `fewest` is padded with slots that stay empty.
-        fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
-        self.usable = min(wanted, most or wanted)  # slots of a lane
-        self.per_lane = max(fewest, self.usable)
+        # A lane of fewer rows than that is padded with slots that stay empty.
+        self.per_lane = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1),
+                              wanted)
+        self.usable = min(wanted, self.per_lane)  # slots of a lane
         self.stats = Stats()
         self.take(params)
 
     def take(self, params: dict[str, Any]) -> None:
         """Write with other parameters of the same shapes from now on; nothing is compiled again."""
         # On the host first: taken apart on a device, the model would be there twice.
-        params = forward.unstack(jax.tree.map(np.asarray, params), self.model.dtype)
+        params = forward.unstack(jax.tree.map(np.asarray, params), self.model.dtype,
+                                 turned=jax.default_backend() == 'cpu')
         where = shardings(params, self.mesh, self.model.rules) if self.mesh else None
         self.params = jax.device_put(params, where)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
+from downscale.letters import axes_of
 from downscale.model.cache import (
     attend_blocks,
     attend_next,
@@ -28,12 +30,16 @@ from downscale.mup import times
 from downscale.sharding import constrain
 
 QUERIES = 256  # that a TPU attends for at once while it reads
+# Names of weights, and those that they have where inputs lie last in memory (`layers.product`).
+TURNED = {'q_DHE': 'q_HED', 'k_DKE': 'k_KED', 'v_DKE': 'v_KED', 'o_HED': 'o_DHE',
+          'gate_DF': 'gate_FD', 'up_DF': 'up_FD', 'down_FD': 'down_DF', 'head_DV': 'head_VD'}
 
 
-def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+def unstack(params: dict[str, Any], dtype: DTypeLike, turned: bool = False) -> dict[str, Any]:
     """Return `params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
 
-    Gains stay as they are stored: norms are computed in float32. Layers of numpy arrays are views.
+    Gains stay as they are stored: norms are computed in float32. Layers of numpy arrays are views,
+    but not where weights are `turned`, their inputs put last.
     """
     def typed(path, leaf):
         gain = 'scale' in str(path[-1].key)
@@ -45,7 +51,32 @@ def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     blocks = params['language']['blocks']
     layers = len(jax.tree.leaves(blocks)[0])
     apart = tuple(jax.tree.map(lambda leaf: leaf[n], blocks) for n in range(layers))
-    return {**params, 'language': {**params['language'], 'blocks': apart}}
+    language = {**params['language'], 'blocks': apart}
+    if turned:
+        language = jax.tree.map(np.ascontiguousarray, _renamed(language, TURNED))
+    return {**params, 'language': language}
+
+
+def _renamed(tree, names):
+    """Return a tree in which weights of `names` have the new ones, and their axes in that order."""
+    if not isinstance(tree, dict):
+        return tree if not isinstance(tree, tuple) else tuple(_renamed(x, names) for x in tree)
+    found = {}
+    for name, value in tree.items():
+        new = names.get(name, name)
+        if new != name:
+            axes, wanted = axes_of(name), axes_of(new)
+            value = value.transpose([axes.index(axis) for axis in wanted])
+        found[new] = _renamed(value, names)
+    return found
+
+
+def _named(language):
+    """Return the parameters of a decoder, or of one layer, under the names that modules know.
+
+    Weights that are turned become views: XLA takes them as they lie.
+    """
+    return _renamed(language, {new: name for name, new in TURNED.items()})
 
 
 def embed(model: Vlm, params: dict[str, Any], tokens_BL: jax.Array) -> jax.Array:
@@ -66,19 +97,19 @@ def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positio
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
-        x_BLD, new = block.apply({'params': layer}, x_BLD, turn, mix)
+        x_BLD, new = block.apply({'params': _named(layer)}, x_BLD, turn, mix)
         kept.append(new)
     return x_BLD, kept
 
 
 def logits(model: Vlm, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
     """Return the logits [B, L, V], float32, for `x_BLD` as the last block returns it."""
-    language = params['language']
+    language = _named({**params['language'], 'blocks': ()})
     cfg = model.language
     x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
     x_BLD = times(x_BLD, model.growth.output)
     table = language['embedding_VD' if cfg.tie else 'head_DV']
-    return constrain(score(x_BLD, table, cfg.tie), 'BLV', model.rules)
+    return constrain(score(x_BLD, table, cfg.tie, exact=True), 'BLV', model.rules)
 
 
 def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from downscale.data.records import THINK
 from downscale.generate import programs, requests, thinking
-from downscale.generate.lanes import Lanes
+from downscale.generate.lanes import PRODUCT, PRODUCT_ON_CPU, Lanes
 from downscale.generate.requests import Decoding, Reply, Request
 from downscale.generate.sampling import mask
 from downscale.model.cache import edges, ladder
@@ -45,7 +45,9 @@ class EngineJob:
         self.engine = engine
         self.asked = asked
         self.decoding = decoding
-        self.lanes = Lanes(asked, engine.lanes, engine.usable, self._length_of)
+        on_cpu = jax.default_backend() == 'cpu'
+        self.lanes = Lanes(asked, engine.lanes, engine.usable, self._length_of,
+                           product=PRODUCT_ON_CPU if on_cpu else PRODUCT)
         self.busy = {}  # slot -> _Row
         self.thinks = any(request.think is not None for request in asked)
         longest = max((len(r.target) for r in asked if r.target is not None), default=0)

@@ -9,19 +9,23 @@ from itertools import islice
 
 from downscale.generate.requests import Request
 
-PRODUCT = 256  # tokens that are read together where as many are waiting
+# Tokens that are read together where as many are waiting; a CPU packs all weights for each product.
+PRODUCT = 256
+PRODUCT_ON_CPU = 1024
 AHEAD = 64  # requests of a group that are looked at for some of one length
 
 
 class Lanes:
     """The requests that wait, and the free slots of each of `lanes` lanes.
 
-    `length_of` gives the static length that a prefill reads of a request, by its index.
+    `length_of` gives the static length that a prefill reads of a request, by its index; `product`
+    is how many tokens make a good product.
     """
 
     def __init__(self, asked: Sequence[Request], lanes: int, slots: int,
-                 length_of: Callable[[int], int]) -> None:
+                 length_of: Callable[[int], int], product: int = PRODUCT) -> None:
         self.length_of = length_of
+        self.product = product
         self.waiting, self.text = _groups(asked)
         self.group = [self.text] * lanes  # what each lane takes from
         # The lowest slot stands last: it is the next to be taken.
@@ -35,16 +39,17 @@ class Lanes:
         """Return (indices of the requests to read now for each lane, the most of a lane).
 
         All are empty where no free slot can take one. So many are taken that they make a good
-        product, or one of each lane where they do not: a place without a prompt would cost as much
-        as a prompt.
+        product, or a quarter of one, or one of each lane where they do not: a place without a
+        prompt would cost as much as a prompt.
         """
         offers = self._offers()
         if not any(offers):
             return offers, 0
-        most = PRODUCT // max(self.length_of(offer[0]) for offer in offers if offer)
-        # All lanes alike: the rows of a prefill are equally many for each.
-        enough = most > 1 and all(len(offer) >= most for offer in offers if offer)
-        size = most if enough else 1
+        most = self.product // max(self.length_of(offer[0]) for offer in offers if offer)
+        # All lanes alike: the rows of a prefill are equally many for each. Of few sizes, since each
+        # is a program to compile.
+        fewest = min(len(offer) for offer in offers if offer)
+        size = next((size for size in (most, most // 4) if 1 < size <= fewest), 1)
         picked = [offer[:size] for offer in offers]
         for lane, indices in enumerate(picked):
             for k in indices:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from downscale.model import splash
 from downscale.model.attention import attend_fused
 from downscale.model.init import share
-from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
+from downscale.model.layers import Attention, Mlp, RmsNorm, attend, product, rotary
 from downscale.model.remat import rematerialised
 from downscale.model.taps import Reader, Taps
 from downscale.mup import times
@@ -49,7 +49,7 @@ class Block(nn.Module):
         mixed_BLD, kept = attention(normed_BLD, turn, mix)
         x_BLD = x_BLD + times(mixed_BLD, self.growth.residual)
         normed_BLD = RmsNorm(c.eps, self.exact, name='mlp_norm')(x_BLD)
-        hidden_BLD = Mlp(c, self.rules, name='mlp')(normed_BLD)
+        hidden_BLD = Mlp(c, self.rules, self.exact, name='mlp')(normed_BLD)
         x_BLD = x_BLD + times(hidden_BLD, self.growth.residual)
         return constrain(x_BLD, 'BLD', self.rules), kept
 
@@ -95,15 +95,14 @@ def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
     return jax.lax.all_to_all(x_BLD, names, split_axis=0, concat_axis=2, tiled=True)
 
 
-def score(x_BLD: jax.Array, table: jax.Array, tied: bool) -> jax.Array:
+def score(x_BLD: jax.Array, table: jax.Array, tied: bool, exact: bool = False) -> jax.Array:
     """Return the logits [B, L, V], float32.
 
-    `table` is the embedding [V, D] where `tied`, else the head [D, V].
+    `table` is the embedding [V, D] where `tied`, else the head [D, V]; `exact` as in `product`.
     """
-    table = table.astype(x_BLD.dtype)
-    if tied:
-        return jnp.einsum('BLD,VD->BLV', x_BLD, table, preferred_element_type=jnp.float32)
-    return jnp.einsum('BLD,DV->BLV', x_BLD, table, preferred_element_type=jnp.float32)
+    axes = 'VD' if tied else 'DV'
+    return product(f'BLD,{axes}->BLV', x_BLD, table.astype(x_BLD.dtype), exact,
+                   few=x_BLD.shape[1] == 1, dtype=jnp.float32)
 
 
 class Language(nn.Module):

@@ -1,10 +1,13 @@
 """The parts of a decoder block: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from downscale.model.init import SHAPE_ONLY, weight
 from downscale.sharding import Rules, constrain
@@ -29,6 +32,38 @@ def _by_halves(x):
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
+
+
+def product(subscripts: str, x: jax.Array, w: jax.Array, exact: bool = False, few: bool = False,
+            dtype: DTypeLike | None = None) -> jax.Array:
+    """Return the product of tokens `x` and the weight `w`, as `einsum(subscripts, x, w)` does.
+
+    Where it is `exact` a CPU multiplies matrices. `few` tokens it multiplies the other way round,
+    as w times x: that reads a weight whose inputs lie last in memory (`forward.unstack`) once and
+    in order, and takes a quarter less time for 8 or 16 tokens.
+    """
+    def as_einsum(x, w):
+        return jnp.einsum(subscripts, x, w, preferred_element_type=dtype)
+
+    def as_matrices(x, w):
+        _, w_axes, out_axes = re.split(',|->', subscripts)
+        outputs = ''.join(filter(out_axes.__contains__, w_axes))
+        inputs = w_axes.translate(dict.fromkeys(map(ord, outputs)))
+        # Over two axes of inputs einsum sums in an order for which XLA copies the weight each time.
+        w = jnp.einsum(f'{w_axes}->{outputs}{inputs}', w)
+        shape = x.shape[:x.ndim - len(inputs)] + w.shape[:len(outputs)]
+        w_FD = w.reshape(math.prod(w.shape[:len(outputs)]), -1)
+        x_BD = x.reshape(-1, w_FD.shape[1])
+        if few:
+            out_FB = jnp.einsum('FD,BD->FB', w_FD, x_BD, preferred_element_type=dtype)
+            # Without a barrier XLA would see that this is x times w, and compute that.
+            return jax.lax.optimization_barrier(out_FB).T.reshape(shape)
+        out_BF = jnp.einsum('BD,FD->BF', x_BD, w_FD, preferred_element_type=dtype)
+        return out_BF.reshape(shape)
+
+    if not exact:
+        return as_einsum(x, w)
+    return jax.lax.platform_dependent(x, w, cpu=as_matrices, default=as_einsum)
 
 
 def rms_norm(x: jax.Array, scale_E: jax.Array, eps: float, exact: bool = False) -> jax.Array:
@@ -143,9 +178,10 @@ class Attention(nn.Module):
         k_DKE = weight(self, 'k_DKE', (c.D, c.K, c.E), dtype)
         v_DKE = weight(self, 'v_DKE', (c.D, c.K, c.E), dtype)
         o_HED = weight(self, 'o_HED', (c.H, c.E, c.D), dtype)
-        q_BLHE = jnp.einsum('BLD,DHE->BLHE', x_BLD, q_DHE)
-        k_BLKE = jnp.einsum('BLD,DKE->BLKE', x_BLD, k_DKE)
-        v_BLKE = jnp.einsum('BLD,DKE->BLKE', x_BLD, v_DKE)
+        few = x_BLD.shape[1] == 1  # a step of decoding
+        q_BLHE = product('BLD,DHE->BLHE', x_BLD, q_DHE, self.exact, few)
+        k_BLKE = product('BLD,DKE->BLKE', x_BLD, k_DKE, self.exact, few)
+        v_BLKE = product('BLD,DKE->BLKE', x_BLD, v_DKE, self.exact, few)
         if c.qkv_bias:
             q_BLHE += weight(self, 'q_bias_HE', (c.H, c.E), dtype)
             k_BLKE += weight(self, 'k_bias_KE', (c.K, c.E), dtype)
@@ -159,13 +195,14 @@ class Attention(nn.Module):
         q_BLHE = constrain(rotate(q_BLHE, *turn), 'BLHE', self.rules)
         k_BLKE = constrain(rotate(k_BLKE, *turn), 'BLKE', self.rules)
         out_BLHE, kept = mix(q_BLHE, k_BLKE, v_BLKE)
-        return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), kept
+        return product('BLHE,HED->BLD', out_BLHE, o_HED, self.exact, few), kept
 
 
 class Mlp(nn.Module):
     """The gated MLP (SwiGLU): width D to F and back."""
     cfg: LanguageConfig
     rules: Rules
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -176,5 +213,8 @@ class Mlp(nn.Module):
         down_FD = weight(self, 'down_FD', (c.F, c.D), dtype)
         # Over one axis of tokens, B: on CPU the gradient is twice as fast so.
         x_BD = x_BLD.reshape(-1, c.D)
-        hidden_BF = constrain(nn.silu(x_BD @ gate_DF) * (x_BD @ up_DF), 'BF', self.rules)
-        return (hidden_BF @ down_FD).reshape(x_BLD.shape)
+        few = x_BLD.shape[1] == 1
+        open_BF = nn.silu(product('BD,DF->BF', x_BD, gate_DF, self.exact, few))
+        up_BF = product('BD,DF->BF', x_BD, up_DF, self.exact, few)
+        hidden_BF = constrain(open_BF * up_BF, 'BF', self.rules)
+        return product('BF,FD->BD', hidden_BF, down_FD, self.exact, few).reshape(x_BLD.shape)

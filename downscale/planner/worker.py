@@ -25,7 +25,7 @@ from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges
-from downscale.planner import hlo
+from downscale.planner import hlo, traffic
 from downscale.planner.batches import batch_of
 from downscale.planner.cells import experiment_of, model_of_request, params_of, teacher_of
 from downscale.planner.programs import ProgramRequest
@@ -218,8 +218,9 @@ def lowered(request: ProgramRequest) -> jax.stages.Lowered:
 def compiled_facts(request: ProgramRequest) -> dict[str, Any]:
     """Return the facts of a request: see `hlo.facts`, and memory, seconds and the cache's room.
 
-    A program that needs more memory than a device has, as the compiler says it, has `fits` False,
-    `hbm_gib` and `hbm_limit_gib`, and no other facts.
+    Those of decode hold `moved_bytes` as well, which one step moves to and from HBM. A program that
+    needs more memory than a device has, as the compiler says it, has `fits` False, `hbm_gib` and
+    `hbm_limit_gib`, and no other facts.
     """
     began = time.perf_counter()
     program = lowered(request)
@@ -243,8 +244,10 @@ def compiled_facts(request: ProgramRequest) -> dict[str, Any]:
                 'output': memory.output_size_in_bytes, 'alias': memory.alias_size_in_bytes}
     # What is aliased is counted as an argument, as an output and as itself, and held once.
     together = sum(bytes_by.values()) - 2 * bytes_by['alias']
-    return {**facts, **hlo.facts(compiled.as_text() or ''), 'memory_bytes': bytes_by,
-            'hbm_gib': together / GIB}
+    text = compiled.as_text() or ''
+    if request.kind == 'decode':
+        facts['moved_bytes'] = traffic.moved(text, endless=True)
+    return {**facts, **hlo.facts(text), 'memory_bytes': bytes_by, 'hbm_gib': together / GIB}
 
 
 def exhausted(message: str) -> dict[str, float | None]:

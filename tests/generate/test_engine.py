@@ -158,7 +158,7 @@ def test_a_mesh_of_four_devices_writes_the_same(data, tensor):
         writer = engine(slots, mesh=over)
         assert same(writer.write(requests, decoding), of(requests, decoding))
     assert writer.lanes == data
-    place = writer.params['language']['blocks'][0]['mlp']['gate_DF'].sharding
+    place = writer.params['language']['blocks'][0]['mlp']['gate_FD'].sharding
     assert place.device_set == set(jax.devices()[:4])
     assert place.is_fully_replicated == (tensor == 1)
 

@@ -372,6 +372,10 @@ def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
     assert [grown(**{key: 106}) for key in GATED] == [[f'step {key}'] for key in GATED]
     assert compared({'step': dict.fromkeys(before['step'], 0)}, before)[1] == [
         f'step {key}' for key in GATED]
+    # Only decode has bytes that a step moves.
+    train = {key: value for key, value in before['step'].items() if key != 'moved_bytes'}
+    lines, found = compared({'step': train}, {'step': train})
+    assert not found and not any('moved' in line for line in lines)
 
 
 def test_a_plan_knows_every_file_that_a_worker_imports():
