@@ -167,6 +167,7 @@ def _writing(cell, stage, place):
     """
     policy = stage.policy
     ways = math.gcd(cell.mesh.tensor, place.devices // place.hosts)
+    # Rows of different devices never meet, so each device is an engine of its own.
     lanes = place.devices // ways
     rows = math.ceil(stage.batch * policy.updates * policy.tries / lanes)
     request = ProgramRequest(kind='decode', topology=place.name, mesh=(1, 1, ways), rows=rows,

@@ -84,6 +84,7 @@ def prompt_for(stage: Stage, encoder: Encoder, wording: Wording, item: Item) -> 
 def arrays_of(row: Description) -> dict[str, np.ndarray | None]:
     """Return the arrays of a description behind its prompt, as `Encoder.encode` gives them."""
     prompt = row.prompt
+    # The token that ended the row was chosen as all others were.
     written = (*row.reply.ids, *((row.reply.stop,) if row.reply.stop >= 0 else ()))
     more = len(written)
     arrays = {

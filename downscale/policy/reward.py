@@ -67,6 +67,7 @@ def hands_over(item: Item, text: str) -> bool:
     true = item.question.extraction.text
     if not true:
         return bool(_VERDICT.search(text))
+    # Most answers are seen, and so part of any good description.
     held = set(true.split())
     return any(word in text.split() for word in item.question.answer.split() if word not in held)
 
@@ -74,5 +75,6 @@ def hands_over(item: Item, text: str) -> bool:
 def worth(policy: PolicySettings, solved_B: np.ndarray, leaks_B: np.ndarray,
           tokens_B: np.ndarray) -> np.ndarray:
     """Return the reward of descriptions, float64 [B], from who solved what and their length."""
+    # In shares of the longest description, so that a price means the same for any limit.
     return (solved_B - policy.leak_price * leaks_B
             - policy.length_price * tokens_B / policy.write)

@@ -169,6 +169,7 @@ class Rollouts:
         # 3. What they are worth.
         rows = self._judged(items, prompts, replies)
         # 4. Groups that disagree first: of the others nothing is learnt.
+        # A stable order, so that equal groups stay as they came.
         differs = slopes.mixed(np.array([row.reward for row in rows]), policy.group)
         order = np.argsort(~differs, kind='stable')[:wanted]
         # All batches at once: the second is learnt by other parameters than those that wrote it.
@@ -179,6 +180,7 @@ class Rollouts:
     def _engine(self):
         """Return the engine that writes, with the parameters of now."""
         params = jax.tree.map(_whole, self.params)
+        # One engine for the whole stage: its programs are compiled once.
         if self.engine is None:
             rows = self.policy.updates * self.groups * self.policy.tries * self.policy.group
             self.engine = Engine(self.model, params, self.encoder,
@@ -217,6 +219,7 @@ class Rollouts:
             for place, row in enumerate(chosen):
                 costs_BL[place, arrays['own'][place]] = row.reply.costs
             then_BL = None
+            # With one update the score of the step itself is that of the writing.
             if self.policy.updates > 1:
                 then_BL = self._scored(self.params, {
                     name: array for name, array in arrays.items() if name != 'own'})[0]

@@ -76,6 +76,7 @@ def distance(written: Written) -> float:
     """
     if written.start_BL is None:
         return float('nan')
+    # A mean over what was drawn from now: exp(d) - d - 1 has the divergence as its expectation.
     gap_BL = written.start_BL - written.now_BL
     return float((np.exp(gap_BL) - gap_BL - 1)[written.own_BL].mean())
 
@@ -103,6 +104,7 @@ def _grpo(policy, written, share_BL):
 def _rejection(policy, written, share_BL):
     """Return the slopes of the likelihood of the best row of each group that answers at all."""
     reward_QG = written.reward_B.reshape(-1, policy.group)
+    # Of equals the first: which one it is follows from the seed alone.
     rows = np.arange(len(reward_QG)) * policy.group + reward_QG.argmax(1)
     rows = rows[written.solved_B[rows] > 0]
     chosen_BL = np.zeros_like(share_BL)
@@ -130,5 +132,6 @@ def _dpo(policy, written, share_BL):
         slopes_BL[rows] = sign * left[:, None] * written.own_BL[rows]
         own_BL = written.own_BL[rows]
         weights_BL[rows] = own_BL / (2 * np.maximum(own_BL.sum(1, keepdims=True), 1))
+    # -log sigmoid(margin), without its overflow.
     loss = np.logaddexp(0, -margin).sum() / max(len(groups), 1)
     return Slopes(slopes_BL=slopes_BL, weights_BL=weights_BL, loss=float(loss))

@@ -28,6 +28,7 @@ def rollouts(study: PathLike, experiment: Experiment, stage: Stage, run: StageRu
     """Return the stream of what a stage writes, with its reasoners and where it began."""
     policy = stage.policy
     wording = wording_of(experiment, bool(policy.questions))
+    # Before anything is written: a reasoner that is not there is told at once.
     reasoners = open_reasoners(study, experiment, policy, stage.batch, wording)
     # By name, as the streams of other stages: cells of one seed are asked the same.
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())

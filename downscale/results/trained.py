@@ -77,6 +77,7 @@ def _with_reasoners(key, trained, stages):
     length = policy['write'] + policy['think'] + policy['answer']
     more = 0.
     for reference in policy['reasoners']:
+        # A stage of this study; a folder is none.
         judge = stages.get(_referred(reference, key[0], trained.size, trained.seed))
         if judge is not None:
             more += rows * forward_flops(judge.language, rows=1, length=length,

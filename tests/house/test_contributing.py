@@ -86,7 +86,7 @@ def test_the_added_stage_and_family_are_known(changed):
         'from downscale.data.scenes.questions import baselines, questions_for',
         'from downscale.data.scenes.world import World, sample',
         'world, rng = World(), numpy.random.default_rng(0)',
-        'assert set(MIXTURES) == set(STAGES)',
+        'assert set(MIXTURES) == {name for name in STAGES if STAGES[name].rows != "written"}',
         'assert Recipe(stage="recall").stage == "recall"',
         'assert len(recall(None, 0, rng, world, 3, "").turns) == 6',
         'asked = questions_for(world, sample(world, "train", 0), rng)',

@@ -28,6 +28,7 @@ LEVELS = (
     ('data/corpora/', 'report/'),
     ('stages/',),
     ('convert/', 'evaluate/', 'planner/'),
+    ('policy/',),
     ('probe/', 'study/', 'factory/'),
     ('launch/',),
     ('launch/backends/',),
@@ -209,15 +210,21 @@ def suffix(name):
 
 
 def einsum_faults(tree):
-    """einsum operands (and assigned results) whose names disagree with the letters."""
+    """einsum operands (and assigned results) whose names disagree with the letters.
+
+    `layers.product` has the letters of its caller, and is one as well.
+    """
     for node in ast.walk(tree):
         call = node.value if isinstance(node, (ast.Assign, ast.Return)) else node
-        if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith('einsum')):
+        if not (isinstance(call, ast.Call)
+                and ast.unparse(call.func).endswith(('einsum', 'product'))):
             continue
         spec = call.args[0]
         for text in (spec.body, spec.orelse) if isinstance(spec, ast.IfExp) else (spec,):
+            if not isinstance(text, ast.Constant) or '->' not in str(text.value):
+                continue  # letters of a caller, or a product of other things
             letters, _, result = text.value.partition('->')
-            pairs = list(zip(letters.split(','), call.args[1:], strict=True))
+            pairs = list(zip(letters.split(','), call.args[1:]))
             if isinstance(node, ast.Assign):
                 pairs.append((result, node.targets[0]))
             for expected, operand in pairs:
