@@ -153,7 +153,7 @@ def test_the_hash_changes_with_every_entry():
     # are written in the cluttered world alone.
     assert sum(path[-1] == 'blind' for path in impossible) == len(whole.stages) - 1
     assert {path[-1] for path in impossible} <= {
-        'blind', 'budget',
+        'blind', 'budget', 'by', 'bits', 'group',
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
         'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
         'remat', 'attention', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts'}
