@@ -73,10 +73,11 @@ class Stage:
         check(self)
         if self.kind.loss != 'none':
             Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
-            given = [name for name, value in OF_SHRINKING.items() if vars(self)[name] != value]
-            if given:
-                raise ValueError(f'stage {self.name}: {", ".join(given)} is for the stage shrink '
-                                 'alone; leave it out')
+            misplaced = [name for name, value in OF_SHRINKING.items()
+                         if vars(self)[name] != value]
+            if misplaced:
+                raise ValueError(f'stage {self.name}: {", ".join(misplaced)} is for the stage '
+                                 'shrink alone; leave it out')
         elif self.trainable or self.rates:
             raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
         # A rate for a group that is frozen does no harm.
