@@ -19,7 +19,8 @@ from downscale.values import COUNT, Choice, Range, Several, check
 # The newline may come from a parent, but it learns with `language` and has no rate of its own.
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
 BY = ('influence', 'position')
-OF_SHRINKING = ('by', 'bits', 'group')  # fields of a stage that cuts, and of no other
+# Fields of a stage that cuts and of no other, with what they are there.
+OF_SHRINKING = {'by': 'influence', 'bits': 0, 'group': 32}
 TRAINS = 'the groups that a stage trains'
 PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
@@ -141,10 +142,11 @@ class Stage:
         check(self)
         if self.kind.loss != 'none':
             Several(1, TRAINS).check(self.trainable, f'stage {self.name}: trainable')
-            given = [name for name in OF_SHRINKING if getattr(self, name) != getattr(Stage, name)]
-            if given:
-                raise ValueError(f'stage {self.name} cuts nothing; leave out {", ".join(given)}, '
-                                 "which are for the stage 'shrink'")
+            misplaced = [name for name, value in OF_SHRINKING.items()
+                         if vars(self)[name] != value]
+            if misplaced:
+                raise ValueError(f'stage {self.name}: {", ".join(misplaced)} is for the stage '
+                                 'shrink alone; leave it out')
         elif self.trainable or self.rates:
             raise ValueError(f'stage {self.name} trains nothing; leave out trainable and rates')
         if self.teacher and self.kind.loss not in ('tokens', 'policy'):

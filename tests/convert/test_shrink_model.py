@@ -27,6 +27,7 @@ def imported(tmp_path_factory):
         'num_hidden_layers': 4, 'layer_types': ['full_attention'] * 4}.items())
     train_tokenizer({'a', 'cat', 'and', 'dog', 'the', 'moon', 'tonight'},
                     source / 'tokenizer.json')
+    shutil.copy(hub_models.FOLDER / 'qwen3/generation_config.json', source)
     exchange.import_model(source, root / 'qwen3')
     return root / 'qwen3'
 

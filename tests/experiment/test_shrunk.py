@@ -148,6 +148,7 @@ def test_cells_that_cut_nothing_keep_their_hash_and_their_file(tmp_path):
     ((BASE, SHRINK), dict(stages__shrink__group=0), 'group = 0 must be at least 1'),
     ((BASE, SHRINK), dict(stages__shrink__trainable=('language',)), 'trains nothing'),
     ((BASE, SHRINK), dict(stages__heal__trainable=()), 'must have at least 1 entries'),
+    ((BASE, SHRINK), dict(stages__heal__by='position'), 'stage heal: by is for the stage shrink'),
     ((BASE, {**SHRINK, 'size': 'w32d2-d3'}), {}, 'cannot be cut from w32d2-s0'),
     ((BASE, {'size': 'w64d2', 'seed': 0, 'stages': ('shrink',),
              'stages.shrink.parents': {'language': 'w32d2/instruct'}}), {},

@@ -15,7 +15,7 @@ def digests(run: str, cells: Sequence[Experiment]) -> dict[str, dict[str, str | 
 
     Of a stage that trains nothing it is what was cut. None stands for a task without a result.
     """
-    results = {cell.name: {} for cell in cells}
+    by_cell = {cell.name: {} for cell in cells}
     for task in tasks_of(cells):
         cell = task.experiment
         if task.kind == 'train':
@@ -25,8 +25,8 @@ def digests(run: str, cells: Sequence[Experiment]) -> dict[str, dict[str, str | 
         else:
             name = 'texts' if task.stage in WRITER else 'items'
             path = place(run) / 'evaluations' / f'{task.stage}-{cell.name}' / f'{name}.parquet'
-        results[cell.name][task.stage] = _digest(path)
-    return results
+        by_cell[cell.name][task.stage] = _digest(path)
+    return by_cell
 
 
 def _digest(path):
