@@ -21,7 +21,7 @@ from pathlib import Path
 
 from begin import begin, parser
 
-WIDTHS, BATCHES, CELLS = (32, 64, 128), (1, 4, 12), 8
+WIDTHS, BATCHES, CELLS = (32, 96), (4, 12), 8
 STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
 
 
@@ -102,7 +102,7 @@ def main():
                         help='seeds among the eight cells (default: 1 8)')
     made.add_argument('--steps', type=int, default=100, help='of each cell (default 100)')
     made.add_argument('--rounds', type=int, default=3)
-    asked = begin(made, '20 minutes', {'widths': [32], 'batches': [4], 'seeds': [1], 'steps': 60,
+    asked = begin(made, '10 minutes', {'widths': [32], 'batches': [4], 'seeds': [1], 'steps': 60,
                                        'rounds': 1})
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     from downscale.runtime.memory import keep_freed_memory
