@@ -86,7 +86,7 @@ def _with_reasoners(key, trained, stages):
 
 
 def _referred(reference, cell, size, seed):
-    """Return the (cell, stage) of a reference, as `expansion.reference_of`."""
+    """Return the (cell, stage) of a reference, as `references.reference_of`."""
     # 'text' is of this cell, 'tower/tower' of the tower of its seed.
     other, _, name = reference.replace('{size}', size).rpartition('/')
     of_seed = f'{other}-s{seed}' if other else cell

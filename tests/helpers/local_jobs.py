@@ -61,7 +61,7 @@ def harm(rank, what, step, once):
                 path, *text, **options)
         gpath._GPath.write_text = dying_write
         return
-    place, save, calls, managers = loop._on_devices, loop._save, [], []
+    place, save, calls, managers = loop.on_devices, loop._save, [], []
     def saving(manager, *rest):
         managers.append(manager)
         save(manager, *rest)
@@ -72,7 +72,7 @@ def harm(rank, what, step, once):
             act()
         return place(*args)
     loop._save = saving
-    loop._on_devices = on_devices
+    loop.on_devices = on_devices
 
 if os.environ.get('HARM'):
     harm(*os.environ['HARM'].split(','))

@@ -50,14 +50,14 @@ BROKEN = '''
 import sys
 from downscale.commands import main
 from downscale.train import loop
-place, calls = loop._on_devices, []
+place, calls = loop.on_devices, []
 def broken(*args):
     calls.append(1)
     if len(calls) == 3:
         raise ValueError('a damaged picture')
     return place(*args)
 if {process} == {index}:
-    loop._on_devices = broken
+    loop.on_devices = broken
 sys.exit(main.main(sys.argv[1:]))
 '''
 
