@@ -357,6 +357,7 @@ MADE = {
     'docs/concepts/axes.md': lambda made: len(made['sweep']()) == 6 + 12 + 12 and Schedule(
         steps=1000, decay=made['instruct']['decay']).constant_until == 800,
     'docs/concepts/batch.md': lambda made: made['replies'][0].finish in ('stop', 'length'),
+    'docs/concepts/distillation.md': lambda made: len(made['sweep']()) == 4 + 2,
     'docs/tutorials/analysis.md': lambda made: made['made'].truth and Path(
         'runs/synthetic/study.json').is_file(),
     'docs/tutorials/load_and_analyse.md': lambda made: falls(made['table']['macro']['sizes']),
