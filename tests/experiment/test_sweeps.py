@@ -197,7 +197,7 @@ def test_a_point_without_size_or_seed_and_cells_of_one_name_are_refused():
 
 def test_study_json_says_what_a_run_changes():
     one, changed = [{'size': 'w32d2', 'seed': 0, **more} for more in ({}, {RATE: 1e-3})]
-    assert [_run_row(cell)['changes'] for cell in smoke_cells([one, changed])[1:]] == [
+    assert [_run_row(cell, {})['changes'] for cell in smoke_cells([one, changed])[1:]] == [
         '', 'language0.001']
 
 
