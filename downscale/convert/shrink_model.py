@@ -28,6 +28,7 @@ from downscale.sizes import BASE, LanguageConfig, cut
 from downscale.stages.inputs import sampler_of
 from downscale.stages.loading import load, tokenizer_path
 from downscale.stages.shrinking import plain, save_arrays, standard, write_note
+from downscale.train.lazy_leaves import open_leaves
 
 ROWS = 8  # of a batch of texts
 LENGTH = 512  # tokens of a text that are read
@@ -61,7 +62,8 @@ def shrink_model(source: Path, to: Path, how_of: Callable[[LanguageConfig], Shri
     source = Path(source)
     to = Path(to).absolute()
     cell = config.load(source)
-    if cell.language is None:
+    # By what is stored: the cell of a shared tower has the sizes of a decoder, and none.
+    if cell.language is None or 'language' not in open_leaves(source):
         raise ValueError(f'{source} is a tower alone; only language models are made smaller')
     how = how_of(cell.language)
     how.check(cell.language)

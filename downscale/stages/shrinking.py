@@ -85,7 +85,10 @@ def _decoder(cell):
 def write_note(folder: Path, done: dict[str, Any], source: Path, name: str) -> None:
     """Write what was done to the model in `source`, called `name`, into the folder of the new one.
     """
-    write_json(folder / NOTE, {'source': name, 'fingerprint': fingerprint(source), **done})
+    # muP of the source is in the weights of the new one.
+    kind = config.load(source).parametrisation.kind
+    write_json(folder / NOTE, {'source': name, 'fingerprint': fingerprint(source),
+                               'parametrisation': kind, **done})
 
 
 @dataclass(frozen=True, eq=False)

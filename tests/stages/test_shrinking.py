@@ -54,6 +54,7 @@ def test_what_was_cut_is_part_of_what_was_trained(study):
                                   8 * before['language']['embedding_VD'])
     assert note['bytes'] == stored_bytes(experiment.language)
     assert note['fingerprint'] and note['source'] == 'w32d2-s0/instruct'
+    assert note['parametrisation'] == 'mup'
 
 
 def test_what_heals_starts_from_what_was_cut_and_moves(study):
@@ -130,6 +131,12 @@ def test_a_group_that_comes_from_nowhere_is_named(study):
         training.train_stage(study, dataclasses.replace(cell, name='other-s0', stages=(alone,)),
                              'shrink')
     shutil.rmtree(study / 'cells/other-s0')
+
+
+def test_the_stage_of_a_tower_is_no_language_model(study, tmp_path, capsys):
+    assert main.main(['shrink', str(study / 'cells/tower-s0/tower'), '--to',
+                      str(tmp_path / 'made'), '--bits', '8', '--quiet']) == 1
+    assert 'is a tower alone' in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_trained_stage_is_measured_on_its_own_texts_and_starts_another_study(study, tmp_path):
