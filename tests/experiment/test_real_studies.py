@@ -127,6 +127,29 @@ def test_a_study_of_the_paper_runs_from_mixture_to_report(place, capfd, name):
         opens(folder / 'cells' / 'w32d2-s0' / 'extract')
 
 
+@pytest.mark.slow
+def test_a_model_learns_from_an_imported_reasoner(place):
+    pictures = sorted((place / 'data/coin/pictures').rglob('*.*g'))[:3]
+    questions = place / 'data/virl39k/train.jsonl'
+    questions.parent.mkdir()
+    pictures = [shutil.copy(picture, questions.parent / f'{k}{picture.suffix}')
+                for k, picture in enumerate(pictures)]
+    questions.write_text(''.join(json.dumps({
+        'id': f'q{k}', 'question': 'What is it?', 'images': [picture.name], 'answer': 'red',
+        'information': 'Look at its color.'}) + '\n' for k, picture in enumerate(pictures)))
+    console('study', f'{EXPERIMENTS / "repair.py"}:dry', '--jobs', 1, '--quiet')
+    folder = place / 'runs' / 'repair'
+    stage = folder / 'cells' / 'w32d2-s0' / 'perceive'
+    rows = [json.loads(line) for line in (stage / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows] == [1, 2]
+    assert all(row['sampling_gap'] < 1e-4 and 0 < row['written_tokens'] <= 8 for row in rows)
+    written = json.loads((stage / 'written' / '0.json').read_text())
+    assert {row['question'] for row in written} == {'What is it?'} and len(written) == 4
+    texts = [row for path in folder.glob('evaluations/perceived-*/texts.parquet')
+             for row in pq.read_table(path).to_pylist()]
+    assert texts and {row['text_kind'] for row in texts} == {'perceived'}
+
+
 def opens(run):
     """What a user does with a trained model: open it, let it describe, write it out."""
     assert downscale.load(run)[2].to_str() == small_bpe.tokenizer().to_str()
