@@ -259,7 +259,10 @@ def losses(result: Any) -> Drawing:
             rows += [{'stage': stage, 'run_id': curve['run_id'], 'size': curve['size'],
                       'axis': curve['axis'], 'x': a, 'loss': b}
                      for a, b in zip(curve['x'], curve['loss'], strict=True)]
-        axis.set(title=stage, xlabel=curves[0]['axis'], ylabel='training loss', yscale='log')
+        # The objective of a stage that writes its own rows may have any sign.
+        positive = all((curve['loss'] > 0).all() for curve in curves)
+        axis.set(title=stage, xlabel=curves[0]['axis'], ylabel='training loss',
+                 yscale='log' if positive else 'linear')
         counts(axis.yaxis, '{:.3g}'.format)
         axis.grid(color=GREY, alpha=.25, lw=.6)
         axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
