@@ -19,8 +19,8 @@ from downscale.evaluate.scoring import stored_replies
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import open_study
-from downscale.runtime import exits, outputs, streams
 from downscale.policy import training
+from downscale.runtime import exits, outputs, streams
 from downscale.stages import inputs
 from downscale.study import workers
 from downscale.train import trackers
