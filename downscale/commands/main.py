@@ -48,8 +48,8 @@ def parser() -> Parser:
     """Return the argument parser of every command."""
     top = overview.Top(
         {title: list(group) for title, group in GROUPS.items()}, prog='downscale',
-        description='What breaks first when the language model inside a multimodal model gets '
-        'small, and how to repair it.', epilog=f'example: {overview.EXAMPLE}')
+        description='What breaks first in a multimodal model that gets small; how to repair it.',
+        epilog=f'example: {overview.EXAMPLE}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND',
                                   parser_class=Parser)
     top.set_defaults(top=top)  # for a command that tells of all the others
