@@ -100,9 +100,8 @@ def score(x_BLD: jax.Array, table: jax.Array, tied: bool, exact: bool = False) -
 
     `table` is the embedding [V, D] where `tied`, else the head [D, V]; `exact` as in `product`.
     """
-    axes = 'VD' if tied else 'DV'
-    return product(f'BLD,{axes}->BLV', x_BLD, table.astype(x_BLD.dtype), exact,
-                   few=x_BLD.shape[1] == 1, dtype=jnp.float32)
+    return product('BLD,VD->BLV' if tied else 'BLD,DV->BLV', x_BLD, table.astype(x_BLD.dtype),
+                   exact, few=x_BLD.shape[1] == 1, dtype=jnp.float32)
 
 
 class Language(nn.Module):

@@ -42,7 +42,7 @@ def product(subscripts: str, x: jax.Array, w: jax.Array, exact: bool = False, fe
     as w times x: that reads a weight whose inputs lie last in memory (`forward.unstack`) once and
     in order, and takes a quarter less time for 8 or 16 tokens.
     """
-    def as_einsum(x, w):
+    def as_asked(x, w):
         return jnp.einsum(subscripts, x, w, preferred_element_type=dtype)
 
     def as_matrices(x, w):
@@ -50,7 +50,7 @@ def product(subscripts: str, x: jax.Array, w: jax.Array, exact: bool = False, fe
         outputs = ''.join(filter(out_axes.__contains__, w_axes))
         inputs = w_axes.translate(dict.fromkeys(map(ord, outputs)))
         # Over two axes of inputs einsum sums in an order for which XLA copies the weight each time.
-        w = jnp.einsum(f'{w_axes}->{outputs}{inputs}', w)
+        w = w.transpose([w_axes.index(axis) for axis in outputs + inputs])
         shape = x.shape[:x.ndim - len(inputs)] + w.shape[:len(outputs)]
         w_FD = w.reshape(math.prod(w.shape[:len(outputs)]), -1)
         x_BD = x.reshape(-1, w_FD.shape[1])
@@ -62,8 +62,8 @@ def product(subscripts: str, x: jax.Array, w: jax.Array, exact: bool = False, fe
         return out_BF.reshape(shape)
 
     if not exact:
-        return as_einsum(x, w)
-    return jax.lax.platform_dependent(x, w, cpu=as_matrices, default=as_einsum)
+        return as_asked(x, w)
+    return jax.lax.platform_dependent(x, w, cpu=as_matrices, default=as_asked)
 
 
 def rms_norm(x: jax.Array, scale_E: jax.Array, eps: float, exact: bool = False) -> jax.Array:

@@ -212,19 +212,23 @@ def suffix(name):
 def einsum_faults(tree):
     """einsum operands (and assigned results) whose names disagree with the letters.
 
-    `layers.product` has the letters of its caller, and is one as well.
+    Those of `layers.product` as well, which hands its `subscripts` on.
     """
     for node in ast.walk(tree):
         call = node.value if isinstance(node, (ast.Assign, ast.Return)) else node
         if not (isinstance(call, ast.Call)
-                and ast.unparse(call.func).endswith(('einsum', 'product'))):
+                and re.search(r'einsum$|^product$', ast.unparse(call.func)) and call.args):
             continue
         spec = call.args[0]
+        if ast.unparse(call.func) == 'product' and '->' not in ast.unparse(spec):
+            continue   # of itertools
+        if ast.unparse(spec) == 'subscripts':
+            continue
         for text in (spec.body, spec.orelse) if isinstance(spec, ast.IfExp) else (spec,):
-            if not isinstance(text, ast.Constant) or '->' not in str(text.value):
-                continue  # letters of a caller, or a product of other things
             letters, _, result = text.value.partition('->')
-            pairs = list(zip(letters.split(','), call.args[1:]))
+            letters = letters.split(',')
+            settings = len(letters) + 1 if ast.unparse(call.func) == 'product' else None
+            pairs = list(zip(letters, call.args[1:settings], strict=True))
             if isinstance(node, ast.Assign):
                 pairs.append((result, node.targets[0]))
             for expected, operand in pairs:
@@ -255,6 +259,8 @@ def test_einsum_letters_are_those_of_the_operands():
             assert not list(einsum_faults(tree)), name
     bad = "y_BLF = jnp.einsum('BLD,FD->BLF', x_BLD, up_DF)\nz_BL = jnp.einsum('BLD->BD', x_BLD)"
     assert len(set(einsum_faults(ast.parse(bad)))) == 2
+    ours = "product('BD,DF->BF', x_BD, up_FD, True)\nproduct(x_BD, up_FD)"
+    assert len(list(einsum_faults(ast.parse(ours)))) == 1
     either = "y_BLV = jnp.einsum('BLD,VD->BLV' if tied else 'BLD,DV->BVL', x_BLD, table)"
     assert len(list(einsum_faults(ast.parse(either)))) == 1
 
