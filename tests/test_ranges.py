@@ -33,7 +33,7 @@ CLASSES = (World, Clutter, Data, Shape, Pictures, Stage, Optimizer, Schedule, Pa
 # Words that are no choice: names, paths, and what is looked up elsewhere.
 FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'mixture', 'path', 'licence', 'obtain',
         'images', 'split', 'ask', 'only', 'ignore', 'benchmarks', 'information', 'scorers',
-        'parents', 'imports', 'trunk', 'trained_as'}
+        'parents', 'imports', 'trunk', 'trained_as', 'teacher', 'reasoners', 'questions'}
 
 
 def parts(hint, rules=()):

@@ -46,6 +46,7 @@ class Manner:
         """All of it that is about tokens, as JSON; thousands of banned ids as their hash."""
         # Through JSON: a record that is read again must equal the one that was written.
         plain = json.loads(json.dumps(dataclasses.asdict(self.decoding)))
+        del plain['costs']  # what a token cost is told beside it, and decides nothing
         plain['banned_thinking'] = hash_of(plain['banned_thinking'])
         return plain | {'limit': self.limit, 'think': self.think, 'thinking': self.thinking}
 
