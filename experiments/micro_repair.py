@@ -1,15 +1,16 @@
 """What repairs the perception of a small model: more examples, its own best texts, or RL?
 
 In the world of the smoke study. Every size is tuned to extract, and goes on from there in three
-ways that cost as many FLOPs: more of the same examples (`extract` with more steps, from where it
-began), rejection sampling, and GRPO, both judged by the size's own reasoner. What they write is
-read by every reasoner.
+ways that cost about as many FLOPs: more of the same examples (`extract` with more steps, from
+where it began; 5 % more by the report's count), rejection sampling, and GRPO, both judged by the
+size's own reasoner. What they write is read by every reasoner.
 
 Command:   downscale study experiments/micro_repair.py            (two sizes, three seeds)
            downscale study experiments/micro_repair.py:quick      (one size, one seed)
 Hardware:  2 CPU cores, 4 GiB
-Time:      not measured
-Expect:    not known
+Time:      `quick` 7 to 8 minutes of a busy core, with first settings; the study not measured
+Expect:    in that one run more extraction was best, and both others did not lift position; the
+           settings here were not run to their end
 """
 from ml_collections import ConfigDict
 

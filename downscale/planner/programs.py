@@ -173,7 +173,8 @@ def _writing(cell, stage, place):
     request = ProgramRequest(kind='decode', topology=place.name, mesh=(1, 1, ways), rows=rows,
                              length=stage.length, tiles=0, cell=_essence(cell, 0), slots=rows)
     # Weights and two moments in float32, and the start where the distance from it counts.
-    state = (3 + bool(policy.kl)) * 4 * sum(parts_of(cell.language, cell.vision).values())
+    copies = 3 + bool(policy.kl and policy.judges)
+    state = 4 * copies * sum(parts_of(cell.language, cell.vision).values())
     return Use(name=f'{cell.name}/{stage.name} writes', request=request,
                steps=stage.steps // policy.updates * policy.write * lanes,
                beside=state * ways // place.devices)

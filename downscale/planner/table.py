@@ -132,7 +132,8 @@ def _sums(rows):
     """Yield what all stages of all cells take and cost, at the least and at the most."""
     stages = {}
     for row in rows:
-        if row['kind'] == 'train':
+        # What a stage writes to learn from is part of it (`programs.uses`).
+        if row['kind'] == 'train' or row['name'].endswith(' writes'):
             stages.setdefault(row['name'], []).append(row)
     timed = [(shapes, _known(shapes, 'chip_hours')) for shapes in stages.values()]
     priced = [shapes for shapes, hours in timed if len(hours) == len(shapes)]

@@ -190,7 +190,8 @@ def _written(stage, language, vision):
         return 0
     check(policy, POLICY_FIELDS, f'stage {stage["name"]}: policy')
     # To write a row token by token is one pass over it.
-    passes = policy['tries'] + 1 + (policy['updates'] > 1) + (policy['kl'] > 0)
+    passes = policy['tries'] + 1 + (policy['updates'] > 1) + (
+        policy['kl'] > 0 and policy['method'] != 'distil')
     return passes * forward_flops(language, vision, rows=stage['batch'], length=stage['length'],
                                   tiles=stage['tiles'] * stage['batch'])['total']
 
