@@ -260,10 +260,11 @@ def losses(result: Any) -> Drawing:
                       'axis': curve['axis'], 'x': a, 'loss': b}
                      for a, b in zip(curve['x'], curve['loss'], strict=True)]
         # The objective of a stage that writes its own rows may have any sign.
-        positive = all((curve['loss'] > 0).all() for curve in curves)
+        signed = any((curve['loss'] <= 0).any() for curve in curves)
         axis.set(title=stage, xlabel=curves[0]['axis'], ylabel='training loss',
-                 yscale='log' if positive else 'linear')
-        counts(axis.yaxis, '{:.3g}'.format)
+                 yscale='linear' if signed else 'log')
+        if not signed:
+            counts(axis.yaxis, '{:.3g}'.format)
         axis.grid(color=GREY, alpha=.25, lw=.6)
         axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
         axis.xaxis.set_major_locator(plotting().ticker.MaxNLocator(4))
@@ -278,8 +279,9 @@ def losses(result: Any) -> Drawing:
 def _name_ends(axis, ends):
     """Print the last loss of every size, the mean over its runs, to the right of the axes."""
     last = {size: float(np.mean([loss for _, loss in points])) for size, points in ends.items()}
-    last = {size: loss for size, loss in last.items() if np.isfinite(loss) and loss > 0}
-    low, high = np.log(axis.get_ylim())
-    places = [(np.log(loss) - low) / (high - low) for loss in last.values()]
+    last = {size: loss for size, loss in last.items() if np.isfinite(loss)}
+    # Of the axes' height, whatever the scale of its axis.
+    shown = axis.transData - axis.transAxes
+    places = [shown.transform((1, loss))[1] for loss in last.values()]
     for loss, place in zip(last.values(), spread(places, .085), strict=True):
         axis.text(1.02, place, f'{loss:#.3g}', transform=axis.transAxes, va='center', fontsize=8)

@@ -88,6 +88,24 @@ def test_every_panel_names_its_axes(guessing, tmp_path):
             if axis.get_visible()} == {'log'}
 
 
+@pytest.mark.parametrize('loss', [(2., .5), (1e-9, 1e-9), (.3, -.2), (-.2, -.5), (-.1, 0.),
+                                  (0., 0.), (1., np.nan),
+                                  (np.nan, np.nan), (np.inf, .2)])
+def test_a_loss_of_any_sign_has_a_panel_with_its_end_beside_it(loss):
+    curves = [{'size': size, 'run_id': size, 'axis': 'step', 'x': np.array([1., 2.]),
+               'loss': np.array(loss) * scale} for size, scale in (('w16d2', 1.), ('w64d4', 2.))]
+    figure, rows = figures.losses({'stages': {'perceive': curves}, 'sizes': ['w16d2', 'w64d4']})
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    signed = any(value <= 0 for value in loss)
+    assert len(rows) == 4 and axis.get_yscale() == ('linear' if signed else 'log')
+    ends = {float(text.get_text()): text.get_position()[1] for text in axis.texts}
+    assert ends.keys() == {float(f'{scale * loss[1]:.3g}') for scale in (1, 2)
+                           if not np.isnan(loss[1])}
+    assert all(0 <= place <= 1.1 for place in ends.values())
+    assert sorted(ends) == sorted(ends, key=ends.get)      # as high as its loss
+
+
 def test_rows_of_bars_meet_their_labels_where_a_bar_is_missing():
     none = interval(.5, -np.inf, np.inf)
     row = {'absolute': interval(.5, .4, .6), 'relative_chance': interval(.5, .4, .6)}
