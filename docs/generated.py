@@ -240,7 +240,8 @@ def stages() -> str:
         for group, parent in kind.parents.items():
             groups[parent].append(group)
         starts = [f'{", ".join(names)} of {code(parent)}' for parent, names in groups.items()]
-        aim = 'answers' if kind.answers else kind.writes
+        aim = 'a thought, then answers' if kind.explains else \
+            'answers' if kind.answers else kind.writes
         rows.append((code(name), '; '.join(starts) or 'random values', ', '.join(kind.trainable),
                      kind.layout, aim))
     return table(('stage', 'starts from', 'trains', 'pictures as', 'is to write'), rows)

@@ -160,9 +160,13 @@ class Stage:
         if lacking:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
         # Replayed stages and the tower's captions are drawn from the scene world.
-        if self.blind and (self.mixture or not self.kind.answers):
-            raise ValueError(f'stage {self.name}: `blind` is the share of questions about '
-                             'scenes without their picture, in a stage that answers; leave it out')
+        # To explain without a picture would be to invent one.
+        if self.blind and (self.mixture or not self.kind.answers or self.kind.explains):
+            raise ValueError(f'stage {self.name}: `blind` is the share of questions about scenes '
+                             'without their picture, in a stage that answers at once; leave it out')
+        if self.mixture and self.kind.explains:
+            raise ValueError(f'stage {self.name} writes what a question needs before it answers, '
+                             'and the rows of a mixture do not tell that; leave `mixture` out')
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')

@@ -28,6 +28,7 @@ class StageKind:
     chat: 'own', that of the study, or 'bare': where ChatML is spoken, captions without it.
     writes: the kind of text that it is tuned to write; '' for none.
     answers: whether it answers questions with the picture before it.
+    explains: whether it first writes what it sees and thinks: explain, then answer, in one model.
     shared: whether one cell has it for all sizes of a seed.
     divergence: of a teacher and the stage, where it has one: 'forward', KL(teacher || student), or
         'reverse', KL(student || teacher), for rows that the student writes itself.
@@ -41,6 +42,7 @@ class StageKind:
     chat: str = 'own'
     writes: str = ''
     answers: bool = False
+    explains: bool = False
     shared: bool = False
     divergence: str = 'forward'
     named: bool = False
@@ -61,12 +63,16 @@ STAGES = {
     'interleave': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), answers=True),
     'caption': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), writes='caption'),
     'extract': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'caption'), writes='extraction'),
+    'explain': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), answers=True,
+                         explains=True),
     'reason': StageKind(parents={'language': 'text'}, trainable=('language',)),
     # Behind 'reason', whose reasoners judge what it writes.
     'perceive': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'extract'), loss='policy',
                           rows='written', writes='perceived', divergence='reverse'),
 }
 # The stages that answer with the picture, the later one first: of two it is the one to ask.
-JOINT = tuple(name for name in reversed(STAGES) if STAGES[name].answers)
+JOINT = tuple(name for name in reversed(STAGES)
+              if STAGES[name].answers and not STAGES[name].explains)
+EXPLAIN = 'explain'
 # Kind of text: the stage that is tuned to write it.
 WRITER = {kind.writes: name for name, kind in STAGES.items() if kind.writes}

@@ -1,16 +1,23 @@
-"""What repairs the perception of a small model: more examples, its own best texts, or RL?
+"""What repairs a small model's perception: more examples, its own best texts, RL, one model?
 
-In the world of the smoke study. Every size is tuned to extract, and goes on from there in three
-ways that cost about as many FLOPs: more of the same examples (`extract` with more steps, from
-where it began; 5 % more by the report's count), rejection sampling, and GRPO, both judged by the
-size's own reasoner. What they write is read by every reasoner.
+In the world of the smoke study, with few things. Every size is tuned a little to write captions and
+extractions. From there four ways go on that cost about as many training FLOPs, within a tenth: more
+of the same examples (`extract` or `caption` with more steps), rejection sampling, and GRPO, both
+judged by the size's own reasoner. What they write is read by every reasoner. And one model that
+writes what it sees and then answers (`explain`) stands against the pair of extraction and reasoner,
+and against the model that answers at once (`interleave`: as many steps more).
 
-Command:   downscale study experiments/micro_repair.py            (two sizes, three seeds)
+What follows was written down before the first run of these settings. All claims are about visual
+families, thinking readers, the mean over both sizes, five seeds; two-sided 95 % intervals over
+seeds and pictures; none is adjusted for the others. A claim whose sides differ in training FLOPs by
+over a tenth is not decided unless the cheaper side wins. Nothing is left out; the run ends when all
+cells are there. `quick` is not part of it.
+
+Command:   downscale study experiments/micro_repair.py            (two sizes, five seeds)
            downscale study experiments/micro_repair.py:quick      (one size, one seed)
 Hardware:  2 CPU cores, 4 GiB
-Time:      `quick` 7 to 8 minutes of a busy core, with first settings; the study not measured
-Expect:    in that one run more extraction was best, and both others did not lift position; the
-           settings here were not run to their end
+Time:      not measured; about 7 minutes of a core for each size and seed
+Expect:    not known. In one earlier run of `quick`, with other settings, more extraction was best
 """
 from ml_collections import ConfigDict
 
@@ -19,9 +26,22 @@ from downscale.experiment.sweeps import axis, product, union
 SIZES = ('w32d2', 'w64d2')
 ARGUMENTS = ('', 'quick')
 _SEES = ('language', 'tower', 'connector', 'image_newline_D')
-EXTRACT, PERCEIVE = 100, 60
+WRITE, PERCEIVE = 100, 60
 # A step of `perceive` has eight times the rows and 2.3 times the passes of one of `extract`.
-MORE = EXTRACT + 18 * PERCEIVE
+MORE = WRITE + 17 * PERCEIVE
+# As many FLOPs as the pair spends on `extract` and `reason`; a row to explain in is longer.
+EXPLAIN, INTERLEAVE = 500, 660
+CLAIMS = (
+    dict(id='grpo', text='GRPO beats more extraction at equal FLOPs',
+         contrast='grpo_minus_extraction', mode='think', seeds=5),
+    dict(id='rejection', text='Rejection sampling beats more extraction at equal FLOPs',
+         contrast='rejection_minus_extraction', mode='think', seeds=5),
+    dict(id='explain', text='One model answers better behind what it wrote, at equal FLOPs',
+         contrast='explained_minus_joint', gate='joint', mode='think', seeds=5),
+    dict(id='pair', text='Two models beat one that writes and answers, at equal FLOPs',
+         contrast='chain_minus_explained', mode='think', seeds=5),
+    dict(id='chain', text='Two models beat one that answers at once, at equal FLOPs',
+         contrast='chain_minus_joint_equal_flops', mode='think', seeds=5))
 
 
 def get_config(arg=''):
@@ -31,6 +51,7 @@ def get_config(arg=''):
     text = dict(batch=16, length=96, tiles=0, turns=4, rates=dict(language=4e-3))
     picture = dict(batch=16, length=72, tiles=1, turns=4,
                    rates=dict(language=6e-3, connector=6e-3, tower=1e-3))
+    writer = {**picture, 'parents': dict.fromkeys(_SEES, '{size}/instruct')}
     return ConfigDict(dict(
         study='micro_repair', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=2, W=64, H=4, F=192, patch=20, image=60),
@@ -43,8 +64,9 @@ def get_config(arg=''):
             text=dict(steps=300, **text),
             align=dict(steps=250, trainable=('language', 'tower', 'connector'), **picture),
             instruct=dict(steps=800, replay=dict(align=0.1), **picture),
-            extract={**picture, 'steps': EXTRACT,
-                     'parents': dict.fromkeys(_SEES, '{size}/instruct')},
+            interleave=dict(steps=INTERLEAVE, **picture),
+            caption=dict(steps=WRITE, **writer), extract=dict(steps=WRITE, **writer),
+            explain=dict(steps=EXPLAIN, **picture | {'length': 96}),
             reason=dict(steps=500, replay=dict(text=0.05), **text),
             perceive=dict(
                 steps=PERCEIVE, batch=128, length=72, tiles=1, warmup=0.1, save_every=30,
@@ -52,15 +74,16 @@ def get_config(arg=''):
                 parents=dict.fromkeys(_SEES, '{size}/extract'),
                 policy=dict(reasoners=('{size}/reason',), group=4, write=32, answer=4))),
         evaluation=dict(scenes=160, batch=128, write=48, think=64, conditions=('image', 'blind'),
-                        texts=('extraction', 'perceived')),
-        unroll=8))
+                        texts=('caption', 'extraction', 'perceived')),
+        claims=CLAIMS if arg == '' else (), unroll=8))
 
 
 def sweep(arg=''):
     """Each size and seed as a cell of its own, and two that go on from it in another way."""
     cells = product(axis('size', SIZES[:1] if arg == 'quick' else SIZES),
-                    axis('seed', (0,) if arg == 'quick' else (0, 1, 2)))
+                    axis('seed', (0,) if arg == 'quick' else range(5)))
     return union(
         cells,
         product(cells, [{'stages': ('perceive',), 'stages.perceive.policy.method': 'rejection'}]),
-        product(cells, [{'stages': ('extract',), 'stages.extract.steps': MORE}]))
+        product(cells, [{'stages': ('caption', 'extract'), 'stages.caption.steps': MORE,
+                         'stages.extract.steps': MORE}]))

@@ -15,7 +15,7 @@ from downscale.analysis.measures import Scored, seed_of_run, size_of_run
 from downscale.results.study import Cell
 from downscale.results.study_file import read_object
 from downscale.results.text_kinds import SOURCE_STAGE
-from downscale.stage_table import JOINT
+from downscale.stage_table import EXPLAIN, JOINT
 
 MOST = 3   # that a sentence names
 
@@ -106,14 +106,17 @@ class _Runs:
 
 def _joint(evaluated, runs, s):
     """Return the cells in which every run that can answers by itself, in all ways of doing so."""
-    cells = [cell for cell in evaluated if not cell.r_run]
-    ways = {(cell.thinking, cell.condition) for cell in cells}
-    # What was declared is asked for even where no run has got to it.
-    for plan in _declared(s, JOINT):
-        ways |= {(False, condition) for condition in plan.get('conditions', ())}
-    answering = runs.having(JOINT, runs.sizes(cells, 0))
-    return {Cell(run, '', '', thinking, condition)
-            for run, (thinking, condition) in itertools.product(answering, ways)}
+    wanted = set()
+    for thinking, stages in ((False, JOINT), (True, (EXPLAIN,))):
+        cells = [cell for cell in evaluated if not cell.r_run and cell.thinking == thinking]
+        conditions = {cell.condition for cell in cells}
+        # What was declared is asked for even where no run has got to it.
+        for plan in _declared(s, stages):
+            conditions |= set(plan.get('conditions', ()))
+        answering = runs.having(stages, runs.sizes(cells, 0))
+        wanted |= {Cell(run, '', '', thinking, condition)
+                   for run, condition in itertools.product(answering, conditions)}
+    return wanted
 
 
 def _pairs(evaluated, runs, s):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from downscale.analysis import floors
-from downscale.analysis.contrasts import CONTRASTS, families_of, over
+from downscale.analysis import contrasts, floors, repairs
+from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
@@ -17,6 +17,13 @@ from downscale.statistics import bootstrap
 from downscale.statistics.two_way import FEW_SEEDS
 from downscale.values import from_dict, unknown
 
+CONTRASTS = {run.__name__: run for run in (
+    contrasts.visual_minus_knowledge, contrasts.drop_by_reliance,
+    contrasts.perception_minus_reasoning, contrasts.extraction_minus_caption,
+    contrasts.extraction_minus_caption_equal_tokens, contrasts.thinking,
+    contrasts.chain_minus_joint, repairs.chain_minus_joint_equal_flops,
+    repairs.explained_minus_joint, repairs.chain_minus_explained,
+    repairs.grpo_minus_extraction, repairs.rejection_minus_extraction)}
 TESTS = ('greater', 'equivalent')
 GATES = ('reasoner', 'joint', 'none')
 MODES = ('', 'direct', 'think')
@@ -27,7 +34,7 @@ VERDICTS = ('supported', 'contradicted', 'inconclusive', 'not interpretable')
 class Claim:
     """A claim and how it is judged, all of it said before the run.
 
-    `contrast` names one of `contrasts.CONTRASTS`. 'greater': supported when the whole 95 % interval
+    `contrast` names one of `CONTRASTS`. 'greater': supported when the whole 95 % interval
     is above `threshold`, contradicted when it is below. 'equivalent': supported when it is within
     +-threshold, contradicted when it is outside. Else inconclusive, as with fewer than `seeds`
     seeds. `gate`: what must hold for the number to mean anything: the largest reasoner beats every

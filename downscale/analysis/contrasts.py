@@ -10,6 +10,7 @@ import numpy as np
 
 from downscale.analysis import costs, drops, measures
 from downscale.analysis.measures import GOLD, MODES, Missing, Scored
+from downscale.results.study import Cell
 from downscale.results.text_kinds import BRIEF, CAPTION, EXTRACTION
 from downscale.statistics import bootstrap
 
@@ -99,7 +100,8 @@ def drop_by_reliance(s: Scored, mode: str) -> Found:
                                  'interval covers families, not seeds')
 
 
-def _pairs(s, mode, kinds=(EXTRACTION, CAPTION)):
+def pairs_of(s: Scored, mode: str, kinds: Sequence[str] = (EXTRACTION, CAPTION)
+             ) -> tuple[str, dict[tuple[str, str], list[Cell]]]:
     """Return (kind, pairs) of the first kind of text that was answered in this mode."""
     # Extractions before captions, as the claims are about pairs that read extractions.
     for kind in kinds:
@@ -131,7 +133,7 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
 
     It is also the difference of their Shapley shares. In doubt unless both sides together lose.
     """
-    kind, groups = _pairs(s, mode)
+    kind, groups = pairs_of(s, mode)
     p = _sizes(s, groups, 0)
     r = _sizes(s, groups, 1)
     if len(p) < 2 or len(r) < 2:
@@ -157,8 +159,8 @@ class _Tuned:
 
 def _tuned_difference(s, mode, other=CAPTION):
     """Return what the largest reasoner gains from extractions over the `other` kind of text."""
-    _, extractions = _pairs(s, mode, (EXTRACTION,))
-    _, others = _pairs(s, mode, (other,))
+    _, extractions = pairs_of(s, mode, (EXTRACTION,))
+    _, others = pairs_of(s, mode, (other,))
     written = _sizes(s, others, 0)
     sizes = [size for size in _sizes(s, extractions, 0) if size in written]
     reasoner = _sizes(s, extractions, 1)[-1]
@@ -181,7 +183,7 @@ def extraction_minus_caption(s: Scored, mode: str) -> Found:
     """
     tuned = _tuned_difference(s, mode)
     counts = {kind: costs.tuned_examples(s, tuned.sizes, kind) for kind in (CAPTION, EXTRACTION)}
-    doubt, one_sided = _budget('examples', counts)
+    doubt, one_sided = budget('examples', *_by_kind(counts))
     return Found(effect=tuned.effect, by_size=tuned.by_size, doubt=doubt, one_sided=one_sided,
                  where=f'reasoner {tuned.reasoner}, {mode}, {len(tuned.sizes)} sizes')
 
@@ -194,7 +196,7 @@ def extraction_minus_caption_equal_tokens(s: Scored, mode: str) -> Found:
     """
     brief = any(cell.text_kind == BRIEF for cell in s.study.cells)
     tuned = _tuned_difference(s, mode, BRIEF if brief else CAPTION)
-    doubt, one_sided = _budget('tokens a text', _lengths(s, tuned.sizes, brief))
+    doubt, one_sided = budget('tokens a text', *_by_kind(_lengths(s, tuned.sizes, brief)))
     what = 'brief captions, ' if brief else ''
     return Found(effect=tuned.effect, by_size=tuned.by_size, doubt=doubt, one_sided=one_sided,
                  where=f'{what}reasoner {tuned.reasoner}, {mode}, {len(tuned.sizes)} sizes')
@@ -223,17 +225,25 @@ def _token_counts(texts, kind, runs):
     return dict(zip(keys, texts['n_tokens'][rows].tolist(), strict=True))
 
 
-def _budget(what, counts):
-    """Return (doubt, whether it is one-sided) about a comparison at equal budgets."""
-    caption = counts[CAPTION]
-    extraction = counts[EXTRACTION]
-    if not caption or not extraction:
+def _by_kind(counts):
+    """Return what `budget` compares where extraction is to beat captioning."""
+    return ('extraction', counts[EXTRACTION]), ('captioning', counts[CAPTION])
+
+
+def budget(what: str, better: tuple[str, float | None],
+           other: tuple[str, float | None]) -> tuple[str, bool]:
+    """Return (doubt, whether it is one-sided) about a comparison at equal budgets.
+
+    Both sides are (name, what it was given or None); `better` is to win by the claim.
+    """
+    name, given = better
+    other_name, others = other
+    if not given or not others:
         return f'{what} are not recorded', False
-    if abs(extraction / caption - 1) <= EQUAL:
+    if abs(given / others - 1) <= EQUAL:
         return '', False
-    # Extractions that win with the smaller budget would win with an equal one.
-    return (f'extraction has {extraction:.4g} {what}, captioning {caption:.4g}',
-            extraction < caption)
+    # What wins with the smaller budget would win with an equal one.
+    return f'{name} has {given:.4g} {what}, {other_name} {others:.4g}', given < others
 
 
 def thinking(s: Scored, mode: str) -> Found:
@@ -242,8 +252,8 @@ def thinking(s: Scored, mode: str) -> Found:
     All read what the largest P has written. `where` says from which size on the effect is clear:
     sizes are tested from the largest down, and testing stops at the first that is not.
     """
-    kind, groups = _pairs(s, 'think')
-    _, direct = _pairs(s, 'direct', (kind,))
+    kind, groups = pairs_of(s, 'think')
+    _, direct = pairs_of(s, 'direct', (kind,))
     top = _sizes(s, groups, 0)[-1]
     visual, _ = families_of(s)
     names = [r for r in _sizes(s, groups, 1) if (top, r) in groups and (top, r) in direct]
@@ -265,7 +275,7 @@ def chain_minus_joint(s: Scored, mode: str) -> Found:
 
     The mean over the sizes that have both.
     """
-    kind, groups = _pairs(s, mode)
+    kind, groups = pairs_of(s, mode)
     sizes = [size for size in measures.answering_sizes(s) if (size.name, size.name) in groups]
     if not sizes:
         raise Missing('no size answered both as a pair and by itself')
@@ -279,9 +289,3 @@ def chain_minus_joint(s: Scored, mode: str) -> Found:
     # In `cells` pairs and joint models take turns.
     effect = over(s, cells, (np.tile([1, -1], len(sizes)) / len(sizes), visual))
     return Found(effect=effect, where=f'{kind}, {mode}, {len(sizes)} sizes', by_size=by_size)
-
-
-CONTRASTS = {run.__name__: run for run in (
-    visual_minus_knowledge, drop_by_reliance, perception_minus_reasoning,
-    extraction_minus_caption, extraction_minus_caption_equal_tokens, thinking,
-    chain_minus_joint)}

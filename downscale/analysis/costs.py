@@ -17,7 +17,7 @@ from downscale.results.study_file import short
 from downscale.results.text_kinds import SOURCE_STAGE
 from downscale.results.trained import Trained, read_stages
 from downscale.sizes import LanguageConfig
-from downscale.stage_table import JOINT
+from downscale.stage_table import EXPLAIN, JOINT
 from downscale.values import unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
@@ -61,6 +61,14 @@ def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
         if (run, name) in stages_of(s):
             return run, name
     raise Missing(f'no finished stage of {run} for {kind or "joint"} answers')
+
+
+def stage_of_cell(s: Scored, cell: Cell) -> tuple[str, str]:
+    """Return the (cell, stage) that saw the picture behind the answers of a `Cell`."""
+    # A model that answers by itself behind a thought learnt so in a stage of its own.
+    if not cell.r_run and cell.thinking and (cell.p_run, EXPLAIN) in stages_of(s):
+        return cell.p_run, EXPLAIN
+    return stage_of(s, cell.p_run, cell.text_kind)
 
 
 def reasoner_of(s: Scored, run: str) -> tuple[LanguageConfig, dict[tuple[str, str], Trained]]:
@@ -108,7 +116,7 @@ def of_cell(s: Scored, cell: Cell, cost: str) -> float:
         vision = {run['run_id']: run.get('n_vision', 0) for run in s.study.meta['runs']}
         return known[cell.p_run] + (known[cell.r_run] - vision[cell.r_run] if cell.r_run else 0)
     # By (cell, stage), so that what both sides came from is counted once.
-    behind = ancestry(s, stage_of(s, cell.p_run, cell.text_kind))
+    behind = ancestry(s, stage_of_cell(s, cell))
     if cell.r_run:
         behind = {**behind, **reasoner_of(s, cell.r_run)[1]}
     stages = list(behind.values())
@@ -133,7 +141,7 @@ def _inference(s, cell):
     """
     index = s.study.cells[cell]
     written = float(np.mean(s.study.items['n_gen_tokens'][index]))
-    model = stages_of(s)[stage_of(s, cell.p_run, cell.text_kind)]
+    model = stages_of(s)[stage_of_cell(s, cell)]
     if model.vision is None:
         raise Missing(f'{cell.p_run} has no tower')
     seen = _seen(s, cell, model)

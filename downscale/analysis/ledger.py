@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from downscale.analysis import gate, measures
-from downscale.analysis.measure_rows import Row
-from downscale.analysis.measures import MODES, Missing, Scored
+from downscale.analysis.measures import MODES, Missing, Row, Scored
 from downscale.results.items import TableError
 from downscale.results.probes import NO_DEPTH, hits, read
 from downscale.results.study import pair

@@ -49,6 +49,27 @@ class Scored:
     made: dict = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number; `low` and `high` are NaN for numbers without an interval.
+
+    `clusters` are what the interval is over: pictures, families or runs, as `method` says; from
+    three `seeds` on it is over seeds too.
+    """
+    table: str
+    setting: str
+    family: str
+    what: str
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+    clusters: int = 0
+    method: str = ''
+    note: str = ''
+    seeds: int = 1
+
+
 def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     """Return the study with one resampling of all its pictures, without `apart` runs."""
     left_out = apart(study.meta)
@@ -138,6 +159,12 @@ def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
     direct = any(not cell.thinking for cell in s.study.cells if not cell.r_run)
     return sorted(cell for cell in cells if cell.p_run in size.runs
                   and cell.thinking == (not direct))
+
+
+def explained_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
+    """Return the cells where a model of this size first wrote what it sees, and then answered."""
+    return sorted(cell for cell in s.study.cells if not cell.r_run and cell.thinking
+                  and cell.condition == condition and cell.p_run in size.runs)
 
 
 def answering_sizes(s: Scored) -> list[Size]:

@@ -11,12 +11,15 @@ from downscale.statistics import bootstrap, two_way
 
 
 def ways(s: Scored) -> dict[str, list[Cell]]:
-    """Return {name: cells} of every joint model and every perception x reasoner pair."""
+    """Return {name: cells} of every joint model, at once or explained, and of every pair."""
     cells_of = {}
     for size in s.sizes:
         cells = measures.joint_cells(s, size, 'image')
         if cells:
             cells_of[f'joint {size.name}'] = cells
+        explained = measures.explained_cells(s, size, 'image')
+        if explained and explained != cells:
+            cells_of[f'joint {size.name}, explained'] = explained
     for kind in TEXT_KINDS:
         for mode, thinking in MODES.items():
             for (p, r), cells in measures.pair_groups(s, kind, thinking).items():

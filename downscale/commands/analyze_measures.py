@@ -10,15 +10,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from downscale.analysis import measures
-from downscale.analysis.measure_rows import (
-    Row,
+from downscale.analysis.measures import Missing, Row, Scored
+from downscale.commands.measure_rows import (
     attribution_rows,
     compare_rows,
     drop_rows,
     grid_rows,
     pareto_rows,
 )
-from downscale.analysis.measures import Missing, Scored
 from downscale.output.plain import plain
 from downscale.output.text import aligned
 from downscale.report.figures import save

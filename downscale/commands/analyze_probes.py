@@ -6,8 +6,7 @@ from typing import Any
 
 from downscale.analysis import measures
 from downscale.analysis.ledger import ledger, ledger_rows
-from downscale.analysis.measure_rows import Row
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Row
 from downscale.commands.analyze_measures import as_csv, as_json, check_resamples, lines
 from downscale.report.figures import Drawing
 from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure

@@ -13,13 +13,14 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
-    sub.add_argument('--only', required=True, choices=('joint', *WRITER, 'reason'))
+    sub.add_argument('--only', required=True, choices=('joint', 'explained', *WRITER, 'reason'))
 
 
 def run(args: argparse.Namespace) -> None:
     """Run one evaluation of one cell.
 
-    That is joint, caption, extraction or reason. An interrupted one goes on where it was.
+    That is joint, explained, reason or a kind of text that is written. An interrupted one goes on
+    where it was.
 
     Several processes share the questions, on a folder that all can reach; they are started as those
     of `downscale train` are.

@@ -11,7 +11,7 @@ from downscale.config import BRIEF, Experiment
 from downscale.data.tokens import Encoder
 from downscale.evaluate import decoupled, public
 from downscale.evaluate.answers import Item, items_of
-from downscale.evaluate.joint import joint
+from downscale.evaluate.joint import EXPLAINED, JOINT, joint
 from downscale.evaluate.runs import open_engine, own_mesh
 from downscale.generate.engine import Engine
 from downscale.generate.replies import Replies, Report
@@ -20,7 +20,7 @@ from downscale.model.vlm import Vlm
 from downscale.results.items import write_items, write_texts
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
-from downscale.stage_table import WRITER
+from downscale.stage_table import EXPLAIN, WRITER
 from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash, encoder_of, library_of
 from downscale.stages.models import groups_of, model_of
@@ -71,7 +71,7 @@ def test_items(study: PathLike, experiment: Experiment) -> list[Item]:
 def evaluate(study: PathLike, experiment: Experiment, name: str,
              writers: Mapping[str, Sequence[Experiment]] | None = None,
              report: Report = lambda done, total: None) -> None:
-    """Run evaluation `name` of a cell: 'joint', 'caption', 'extraction' or 'reason'.
+    """Run evaluation `name` of a cell: 'joint', 'explained', 'reason' or a kind of text.
 
     'reason' answers from gold texts and from those of `writers` {kind: experiments}. Rows go to
     `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone. Processes that
@@ -87,12 +87,12 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in WRITER:
         stage = experiment.writer_stage(name)
     else:
-        stage = experiment.joint_stage if name == 'joint' else 'reason'
+        stage = {JOINT: experiment.joint_stage, EXPLAINED: EXPLAIN}.get(name, 'reason')
     engine, trained = engine_of(study, experiment, stage)
     sums = read_json(latest(trained) / checksums.NAME)  # another model may have the same hash
     replies = Replies(engine, folder / 'replies', [experiment.hash, name, data, sums])
-    if name == 'joint':
-        rows = joint(replies, experiment, items, data, report)
+    if name in (JOINT, EXPLAINED):
+        rows = joint(replies, experiment, items, data, report, name == EXPLAINED)
     elif name == 'reason':
         texts = _texts(study, experiment, items, writers or {}, engine.encoder)
         rows = decoupled.answer(replies, experiment, items, texts, data, report)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from downscale.analysis.measure_rows import Row
+from downscale.analysis.measures import Row
 from downscale.config import Experiment
 from downscale.data.scenes.pairs import CHANGES, fields_of, key_of, pair
 from downscale.evaluate.answers import items_of

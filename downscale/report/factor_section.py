@@ -1,4 +1,4 @@
-"""Sections of the report on the factors of a study: curves and claims per level, ways by bytes."""
+"""Sections of the report on what a study varies: its factors, ways to be small, ways to write."""
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,4 +184,83 @@ def by_bytes(result: dict[str, Any]) -> figures.Drawing:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.tight_layout(w_pad=2)
     figure.legend(handles, labels, loc='lower left', ncols=2, fontsize=8.5, bbox_to_anchor=(0, 1))
+    return figure, rows
+
+
+# --- repairs ------------------------------------------------------------------------------------
+
+def repairs(result: dict[str, Any], out: Path) -> str:
+    """Return the gist, the figure and the table of repairs; write repairs.png and repairs.csv."""
+    svg = figures.save(by_flops, result, out, 'repairs')
+    base = result['base']
+    caption = (f'A panel a size, a mark a way to write a text: accuracy in visual families when '
+               f'{result["reader"]} reads it ({result["mode"]}), against the FLOPs behind its '
+               'writer. Bars: 95 %. repairs.png, repairs.csv')
+    readers = result['readers']
+    head = ('size', 'text', 'FLOPs', 'tokens', *(f'read by {name}' for name in readers),
+            f'minus {base}', 'share of the drop', 'minus extraction of equal FLOPs')
+    rows = []
+    for row in result['rows']:
+        flops = '–' if row['flops'] is None else f'{row["flops"]:.3g}'
+        rows.append([row['size'], row['arm'], flops, row['tokens'],
+                     *(row['readers'].get(name) for name in readers), row['gain'],
+                     row['repaired'], row['equal'] and row['equal']['gain']])
+    notes = (f'Share of the drop: what is gained over the plain {base} of this size, as a share of '
+             'what that loses from the largest size to this one; without ends where it may have '
+             'lost nothing. Equal FLOPs: the extraction of nearest training FLOPs, within a tenth. '
+             'A text that helps one reader only has learnt that reader: compare the columns.')
+    return (page.paragraph(best_text(result)) + page.figure(svg, caption)
+            + page.details('Table', page.table(head, rows) + page.paragraph(notes, 'soft')))
+
+
+def best_text(result: dict[str, Any]) -> str:
+    """Say of each size which text is read best, and whether it is clearly above the base."""
+    said = []
+    for size in dict.fromkeys(row['size'] for row in result['rows']):
+        rows = [row for row in result['rows']
+                if row['size'] == size and result['reader'] in row['readers']]
+        if not rows:
+            continue
+        best = max(rows, key=lambda row: row['readers'][result['reader']].value)
+        gain = best['gain']
+        clear = ''
+        if gain is not None:
+            clear = f', {"clearly" if gain.low > 0 else "not clearly"} above its {result["base"]}'
+        said.append(f'{size}: {best["arm"]} '
+                    f'({best["readers"][result["reader"]].value:.2f}{clear})')
+    return f'What {result["reader"]} answers best from. {"; ".join(said)}.'
+
+
+def by_flops(result: dict[str, Any]) -> figures.Drawing:
+    """Return accuracy against training FLOPs: a panel a size, a mark an arm."""
+    sizes = list(dict.fromkeys(row['size'] for row in result['rows']))
+    names = list(dict.fromkeys(row['arm'] for row in result['rows']))
+    figure, axes = small_axes(len(sizes), 3.6, 2.7, across=2)
+    palette = plotting().colormaps['Dark2'].colors
+    colours = [BLUE, ORANGE, *(palette[place] for place in (0, 3, 2, 5, 4, 7))]
+    handles = {}
+    rows = []
+    for axis, size in zip(axes, sizes, strict=True):
+        for row in result['rows']:
+            if row['size'] != size:
+                continue
+            for reader, x in row['readers'].items():
+                rows.append({'size': size, 'arm': row['arm'], 'flops': row['flops'],
+                             'tokens': row['tokens'], 'reader': reader, **figures.numbers(x)})
+            x = row['readers'].get(result['reader'])
+            if x is None or row['flops'] is None:
+                continue
+            place = names.index(row['arm'])
+            # A percentile end may lie past the value, and matplotlib takes no negative length.
+            ends = [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
+            handles[row['arm']] = axis.errorbar(
+                [row['flops']], [x.value], yerr=ends, fmt=MARKS[place % len(MARKS)], ms=6,
+                color=colours[place % len(colours)], capsize=3, elinewidth=1)
+        axis.set(ylim=(-.03, 1.03), title=size, ylabel='accuracy', xlabel='training FLOPs')
+        axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
+        axis.margins(x=.15)
+        axis.xaxis.set_major_locator(plotting().ticker.MaxNLocator(4))
+    figure.tight_layout(w_pad=2)
+    figure.legend(handles.values(), handles.keys(), loc='lower left', ncols=2, fontsize=8.5,
+                  bbox_to_anchor=(0, 1))
     return figure, rows

@@ -15,10 +15,11 @@ from downscale.analysis import (
     layers,
     ledger,
     measures,
+    repairs,
     study_laws,
 )
 from downscale.analysis.measures import Missing
-from downscale.analysis.varied import data_laws, levels, ways
+from downscale.analysis.varied import data_laws, levels, repair_table, ways
 from downscale.output import page
 from downscale.output.plain import plain
 from downscale.report import first_screen, gallery, item_links, sections
@@ -74,12 +75,14 @@ def _results(s):
              'factors': levels.by_level, 'families': flips.families, 'shares': flips.shares,
              'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
              'law_families': data_laws.by_family, 'isoflop': study_laws.budgets,
-             'rates': study_laws.rates, 'ways': ways.by_bytes,
+             'rates': study_laws.rates, 'ways': ways.by_bytes, 'repairs': repair_table.side_by_side,
              'layers': layers.layers, 'ledger': ledger.of_study}
     if not s.study.meta.get('factors'):
         del parts['factors'], parts['law_families']
     if not ways.has_ways(s.study.meta):
         del parts['ways']
+    if not repairs.has_repairs(s):
+        del parts['repairs']
     results = {}
     skipped = {}
     for name, compute in parts.items():

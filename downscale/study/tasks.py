@@ -6,7 +6,7 @@ from downscale.config import Experiment
 from downscale.experiment import teachers
 from downscale.experiment.references import reference_of
 from downscale.stage_config import is_stage
-from downscale.stage_table import WRITER
+from downscale.stage_table import EXPLAIN, WRITER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ def _evaluations(cell, texts):
         return tasks
     if cell.joint_stage:
         tasks.append(task('joint', [f'{trained}/{cell.joint_stage}'], 1))
+    if EXPLAIN in names(cell):
+        tasks.append(task('explained', [f'{trained}/{EXPLAIN}'], 2))
     for kind in cell.evaluation.texts:
         if kind in WRITER and cell.writer_stage(kind):
             tasks.append(task(kind, [f'{trained}/{cell.writer_stage(kind)}'], 1))

@@ -9,8 +9,7 @@ from fake_study import fake_study
 from scipy.stats import binom
 
 from downscale.analysis import claims, grids, measures, synth
-from downscale.analysis.claims import Claim, verdict_of
-from downscale.analysis.contrasts import CONTRASTS
+from downscale.analysis.claims import CLAIMS, Claim, verdict_of
 from downscale.analysis.planted.study import NOTHING, Planted
 from downscale.commands import main
 from downscale.results.study import load_study
@@ -73,6 +72,9 @@ def planted(tmp_path_factory):
                  planted=Planted(extraction=1.2))
 
 
+equal_tokens = claims.CONTRASTS['extraction_minus_caption_equal_tokens']
+
+
 def judged(root, bootstraps=400):
     return {row['id']: row for row in claims.judge(measures.scored(load_study(root), bootstraps))}
 
@@ -82,7 +84,7 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     assert main.main(['analyze', 'report', str(root), '--bootstraps', '400']) == 0
     found = json.loads((root / 'report' / 'report.json').read_text())
     rows = {row['contrast']: row for row in found['claims']}
-    assert set(rows) == set(CONTRASTS)
+    assert set(rows) == {claim.contrast for claim in CLAIMS}
     missed = []
     for name, effect in truth['claims'].items():
         if not rows[name]['low'] <= effect <= rows[name]['high']:
@@ -145,8 +147,8 @@ def test_captions_cut_to_the_length_of_extractions_are_what_equal_tokens_compare
     monkeypatch.setitem(fake.TEXTS_OF, 'brief', .3)
     study = load_study(fake_study(tmp_path / 'study', pictures=80))
     s = measures.scored(study, 300)
-    found = CONTRASTS['extraction_minus_caption_equal_tokens'](s, 'think')
-    cut, whole = found.effect, CONTRASTS['extraction_minus_caption'](s, 'think').effect
+    found = equal_tokens(s, 'think')
+    cut, whole = found.effect, claims.CONTRASTS['extraction_minus_caption'](s, 'think').effect
     assert found.where.startswith('brief captions, ') and not found.doubt
     assert cut.low > whole.high and cut.low < .3 < cut.high
     assert 'brief, think' in grids.grid(s)
@@ -244,7 +246,7 @@ def test_a_claim_that_is_no_mapping_is_named(value):
 
 def test_reliance_counts_as_one_seed_since_its_interval_is_over_families(planted):
     s = measures.scored(load_study(planted.folder), 200)
-    found = CONTRASTS['drop_by_reliance'](s, 'think')
+    found = claims.CONTRASTS['drop_by_reliance'](s, 'think')
     assert found.effect.seeds == 1 and 'families, not seeds' in found.where
     row = {row['id']: row for row in claims.judge(s)}['b']
     assert row['verdict'] == 'inconclusive'
@@ -254,10 +256,10 @@ def test_captions_shorter_than_what_they_are_cut_to_raise_a_doubt(tmp_path, monk
     monkeypatch.setitem(fake.TEXTS_OF, 'brief', .3)
     study = load_study(fake_study(tmp_path / 'study', pictures=20))
     study.texts['n_tokens'] = np.where(study.texts['text_kind'] == 'caption', 3, 5)
-    found = CONTRASTS['extraction_minus_caption_equal_tokens'](measures.scored(study, 100), 'think')
+    found = equal_tokens(measures.scored(study, 100), 'think')
     assert found.doubt == 'extraction has 5 tokens a text, captioning 3' and not found.one_sided
     study.texts['n_tokens'] = np.where(study.texts['text_kind'] == 'caption', 9, 5)
-    found = CONTRASTS['extraction_minus_caption_equal_tokens'](measures.scored(study, 100), 'think')
+    found = equal_tokens(measures.scored(study, 100), 'think')
     assert not found.doubt   # the longer ones were cut
 
 
@@ -287,7 +289,7 @@ def effects(seed, planted):
     """(truth, {name: Interval}) of a small study: every contrast with a truth, and the shares."""
     made = synth(seed, sizes=2, seeds=3, items=320, planted=planted)
     s = measures.scored(made.study, 300, seed)
-    found = {name: CONTRASTS[name](s, 'think').effect for name in made.truth['claims']}
+    found = {name: claims.CONTRASTS[name](s, 'think').effect for name in made.truth['claims']}
     of = grids.shares(s, grids.corners(s, grids.panels(s)['extraction', 'think']))['macro']
     found |= {**of.shares, 'interaction': of.interactions[grids.SIDES], 'total': of.total}
     truth = {**made.truth['claims'], **made.truth['shares']}

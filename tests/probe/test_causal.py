@@ -12,7 +12,7 @@ import pytest
 from probed_study import save
 from roots import ROOT
 
-from downscale.analysis.measure_rows import Row
+from downscale.analysis.measures import Row
 from downscale.commands import main
 from downscale.data.scenes import pairs
 from downscale.data.scenes.world import World, caption, sample

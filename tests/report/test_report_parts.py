@@ -18,12 +18,12 @@ from downscale.analysis import (
     grids,
     health,
     layers,
-    measure_rows,
     measures,
     study_laws,
     synth,
 )
 from downscale.analysis.measures import Missing
+from downscale.commands import measure_rows
 from downscale.laws.fits import fit
 from downscale.laws.forms import POWER
 from downscale.laws.isoflop import isoflop

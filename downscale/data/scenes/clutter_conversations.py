@@ -21,6 +21,7 @@ from downscale.data.scenes.conversations import (
     answer_text,
     ask,
     describe_prompt,
+    explained,
     reasoner_prompt,
     some,
 )
@@ -31,7 +32,8 @@ if TYPE_CHECKING:  # a sampler draws from these mixtures
     from downscale.data.scenes.sampler import Library
 
 # How many times less often than in text a stage tells each fact; the others tell none.
-REMINDED = {'text': 1, 'instruct': 10, 'interleave': 10, 'reason': 10}
+REMINDED = {'text': 1, **dict.fromkeys(
+    ('instruct', 'interleave', 'shrink', 'heal', 'explain', 'reason'), 10)}
 # What a thought says where a text does not hold what is asked for.
 UNTOLD = f'not told {END}'
 
@@ -61,7 +63,12 @@ def conversation(stage: str, library: 'Library', index: int, rng: np.random.Gene
     if stage in ('text', 'reason'):
         return Conversation((), _about_facts(stage, known, example.caption, rng))
     # A picture that has no part in the answers: such questions are asked with one.
-    return about_pictures(example, [(each.fact.question, each.fact.value) for each in known], gap)
+    explains = stage == 'explain'
+    pairs = []
+    for each in known:
+        thought = f'{NOTHING} {each.trace} {THINK[1]} ' if explains else ''
+        pairs.append((each.fact.question, thought + each.fact.value))
+    return about_pictures(example, pairs, gap, explains or None)
 
 
 def _about_facts(stage, known, caption, rng):
@@ -120,6 +127,13 @@ def instruct(library: 'Library', index: int, rng: np.random.Generator, world: Cl
     return about_pictures(example, pairs, gap)
 
 
+def explain(library: 'Library', index: int, rng: np.random.Generator, world: Clutter, turns: int,
+            gap: str) -> Conversation:
+    """Return visual question answering in which what is seen and thought is written first."""
+    example = library.example(index)
+    return explained(example, some(rng, _shown(example), turns), gap)
+
+
 def caption(library: 'Library', index: int, rng: np.random.Generator, world: Clutter, turns: int,
             gap: str) -> Conversation:
     """Return a description within a budget: what is said last is left out."""
@@ -175,4 +189,5 @@ def _thought(question: Question, read: str, whole: str, trace: str) -> str:
 
 MIXTURES: dict[str, Callable[..., Conversation]] = {
     'text': text, 'align': conversations.align, 'instruct': instruct, 'interleave': instruct,
+    'explain': explain, 'shrink': instruct, 'heal': instruct,
     'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}

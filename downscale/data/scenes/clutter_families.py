@@ -12,6 +12,7 @@ from downscale.data.scenes.clutter_telling import (
     place_of,
     placed,
     step,
+    walk,
 )
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.question_families import Draft
@@ -237,9 +238,11 @@ def _chained(name, path, way, shown):
     """Return the question of a way: what is asked for stands first, what is named last."""
     things = f'the {name}'
     trace = f'{path[0].shape} {path[0].cell}'
+    start = path[0]
     for direction, obj in zip(way, path[1:], strict=True):
         things = f'the thing {direction} {things}'
-        trace += f' {direction.split()[0]} {obj.shape} {obj.cell}'
+        trace += f' {direction.split()[0]} {walk(start, obj, direction)} {obj.shape} {obj.cell}'
+        start = obj
     color = path[-1].color
     return Draft(text=f'what color is {things}', answer=color,
                  information='look at where all things are and their color', extraction=shown,

@@ -65,6 +65,19 @@ def distance(obj: Object, other: Object) -> int:
     return int(np.sum(np.subtract(place_of(obj), place_of(other)) ** 2))
 
 
+def walk(start: Object, end: Object, direction: str) -> str:
+    """Return the way of one step in words: each column (or row) on it in which nothing stands.
+
+    'd no e no f' leads right from column c to f. A thought takes it word by word: what is next,
+    and whether anything stands there; to see the nearest at once takes all things at once.
+    """
+    axis, up = STEPS[direction]
+    first, last = place_of(start)[axis], place_of(end)[axis]
+    numbers = range(first + 1, last + 1) if up else range(first - 1, last - 1, -1)
+    words = [str(number) if axis else chr(96 + number) for number in numbers]
+    return ' no '.join(words)
+
+
 def step(objects: Sequence[Object], obj: Object, direction: str) -> Object | None:
     """Return the next thing in a direction: the nearest along that axis, wherever on the other.
 

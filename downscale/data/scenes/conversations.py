@@ -98,12 +98,12 @@ def instruct(library: 'Library', index: int, rng: np.random.Generator, world: Wo
 
 
 def about_pictures(example: Example, pairs: Sequence[tuple[str, str]],
-                   gap: str) -> Conversation:
+                   gap: str, thinking: bool | None = None) -> Conversation:
     """Return the conversation of (prompt, reply) pairs, pictures in front of the first prompt."""
     asked = []
     for k, (prompt, reply) in enumerate(pairs):
         mark = pictures(example.count) + gap if k == 0 else ''
-        asked += ask(mark + prompt, reply)
+        asked += ask(mark + prompt, reply, thinking)
     return Conversation(example.images, tuple(asked))
 
 
@@ -134,6 +134,26 @@ def extract(library: 'Library', index: int, rng: np.random.Generator, world: Wor
     return about_pictures(example, pairs, gap)
 
 
+def explain(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
+            gap: str) -> Conversation:
+    """Return visual question answering in which what is seen and thought is written first.
+
+    Extraction and reasoning of one model: it is given the question itself, and its reply is the
+    extraction of the question, the steps from there, and the answer.
+    """
+    example = library.example(index)
+    return explained(example, some(rng, example.questions, turns), gap)
+
+
+def explained(example: Example, questions: Sequence[Question], gap: str) -> Conversation:
+    """Return the conversation in which these questions are answered behind what they need."""
+    pairs = []
+    for question in questions:
+        thought = f'{question.extraction.text} {question.trace.text}'.strip()
+        pairs.append((question.text, answer_text(question, thought)))
+    return about_pictures(example, pairs, gap, thinking=True)
+
+
 def reason(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
            gap: str) -> Conversation:
     """Return text-only reasoning: description and question in, answer out, most of it step by step.
@@ -159,7 +179,7 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Worl
 
 MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'interleave': instruct,
             'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower,
-            'shrink': instruct, 'heal': instruct}
+            'explain': explain, 'shrink': instruct, 'heal': instruct}
 
 
 # The types of a recipe's fields; a stage declares the same.

@@ -5,40 +5,18 @@ note with its reason.
 """
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from downscale.analysis import drops, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
-from downscale.analysis.measures import Missing, Scored
+from downscale.analysis.measures import Missing, Row, Scored
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap, inference, power, two_way
 from downscale.statistics.shapley import SCALES
 
 FEW_DISCORDANT = 25   # below this many changed answers a bootstrap is too coarse: Newcombe as well
 THRESHOLDS = (.1, .3, .5, .7, .9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number; `low` and `high` are NaN for numbers without an interval.
-
-    `clusters` are what the interval is over: pictures, families or runs, as `method` says; from
-    three `seeds` on it is over seeds too.
-    """
-    table: str
-    setting: str
-    family: str
-    what: str
-    value: float
-    low: float = np.nan
-    high: float = np.nan
-    n: int = 0
-    clusters: int = 0
-    method: str = ''
-    note: str = ''
-    seeds: int = 1
 
 
 def _row(table, setting, family, what, x, note=''):

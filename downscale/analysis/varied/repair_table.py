@@ -1,0 +1,86 @@
+"""Repairs side by side: every way to write a text, what its readers answer, and what it cost."""
+from typing import Any
+
+import numpy as np
+
+from downscale.analysis import measures
+from downscale.analysis.contrasts import EQUAL, families_of, over
+from downscale.analysis.measures import Missing, Scored
+from downscale.analysis.repairs import arms, cells_of, nearest, of_arms, readers_of
+from downscale.results.text_kinds import CAPTION, EXTRACTION
+from downscale.statistics import inference
+
+
+def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
+    """Return the arms of every size: a dict of 'mode', 'base', 'reader', 'readers' and 'rows'.
+
+    A row has size, arm, method, flops, tokens of a text, 'readers' {size: Interval of accuracy in
+    visual families}, and, read by the largest: 'gain' over the base (the plain caption, or else
+    the plain extraction), 'repaired', the gain as a share of what the base loses from the largest
+    size to this one, and 'equal' (arm, flops, gain) over the extraction of nearest training FLOPs,
+    None where none is within a tenth. `Missing` with a single arm.
+    """
+    made = arms(s)
+    if len({arm.name for arm in made}) < 2:
+        raise Missing('no two ways to write a text were read')
+    both = of_arms(s, made)
+    readers = readers_of(s)
+    modes = []
+    for name in ('think', 'direct'):
+        read = [reader for reader in readers if cells_of(both, made[0], reader, name)]
+        if read and mode in ('', name):
+            modes.append(name)
+    if not modes:
+        raise Missing('no reasoner of a plain cell read them')
+    plain = {arm.kind for arm in made if not arm.changes}
+    base = next((kind for kind in (CAPTION, EXTRACTION) if kind in plain), None)
+    found = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers, 'rows': []}
+    for arm in made:
+        found['rows'].append(_row(both, arm, made, found))
+    return found
+
+
+def _row(s, arm, made, found):
+    """Return the row of an arm in `side_by_side`."""
+    mode, reader = found['mode'], found['reader']
+    visual, _ = families_of(s)
+    row = {'size': arm.size.name, 'arm': arm.name, 'method': arm.method, 'flops': arm.flops,
+           'tokens': _tokens(s, arm), 'readers': {}, 'gain': None, 'repaired': None, 'equal': None}
+    for name in found['readers']:
+        cells = cells_of(s, arm, name, mode)
+        if cells:
+            row['readers'][name] = over(s, [cells], ((1,), visual))
+    own = cells_of(s, arm, reader, mode)
+    bases = [other for other in made if other.kind == found['base'] and not other.changes]
+    at = {other.size.name: cells_of(s, other, reader, mode) for other in bases}
+    largest = bases[-1].size.name if bases else ''
+    if own and at.get(arm.size.name) and at[arm.size.name] != own:
+        row['gain'] = over(s, [own, at[arm.size.name]], ((1, -1), visual))
+        if arm.size.name != largest:
+            row['repaired'] = _share(s, own, at[arm.size.name], at[largest], visual)
+    rival = nearest(arm, made)
+    if rival is not None and own and abs(rival.flops / arm.flops - 1) <= EQUAL:
+        theirs = cells_of(s, rival, reader, mode)
+        if theirs:
+            row['equal'] = {'arm': rival.name, 'flops': rival.flops,
+                            'gain': over(s, [own, theirs], ((1, -1), visual))}
+    return row
+
+
+def _share(s, repaired, base, largest, tasks):
+    """Return (repaired - base) / (largest - base), the share of the drop that is made good."""
+    _, means = measures.means_of(s, [repaired, base, largest])
+    columns = [column for column, name in enumerate(means.groups) if name in tasks]
+    value = means.value[:, columns].mean(axis=1)
+    draws = means.draws[:, :, columns].mean(axis=2)
+    return inference.ratio_interval(
+        (value[0] - value[1], draws[:, 0] - draws[:, 1]),
+        (value[2] - value[1], draws[:, 2] - draws[:, 1]),
+        means.n[columns].sum(), int(means.clusters[columns].min()), over=means.over)
+
+
+def _tokens(s, arm):
+    """Return the mean tokens of what an arm wrote; None where no texts are kept."""
+    texts = s.study.texts
+    wrote = np.isin(texts['p_run'], arm.size.runs) & (texts['text_kind'] == arm.kind)
+    return float(np.mean(texts['n_tokens'][wrote])) if wrote.any() else None

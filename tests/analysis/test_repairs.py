@@ -1,0 +1,195 @@
+"""Repairs side by side: planted gains of arms are found, at equal FLOPs or in doubt, per reader."""
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from downscale.analysis import claims, measures, repairs, synth
+from downscale.analysis.measures import Missing
+from downscale.analysis.varied.repair_table import side_by_side
+from downscale.commands import main
+from downscale.results.study import load_study
+from downscale.runtime.files import read_json, write_json
+from downscale.stage_config import PolicySettings
+
+# {arm: (kind of text, change of the cell, stage, gain in visual families, by own reader only)}
+GAINS = {'more': .04, 'grpo': .02, 'rejection': 0.}
+
+
+def study(folder, steps=None):
+    """A study of two sizes and three seeds, and three arms beside it; `steps` of 'perceive'."""
+    synth(3, folder, sizes=2, seeds=3, items=320, full=False)
+    meta = read_json(folder / 'study.json')
+    rng = np.random.default_rng(0)
+    for run in list(meta['runs']):
+        name = run['run_id']
+        stage(folder, name, 'extract', f'{name}-steps8000', 'extract', steps=8000)
+        for arm, to in (('grpo', name), ('rejection', f'{name}-methodrejection')):
+            # About as much as `extract` of 8,000 steps: it writes, too, behind that of 4,000.
+            stage(folder, name, 'extract', to, 'perceive', steps=steps or 1600,
+                  parents={'language': f'{run["size"]}/extract'},
+                  policy=dataclasses.asdict(PolicySettings(method=arm)))
+        for changes in ('steps8000', 'methodrejection'):
+            meta['runs'].append({**run, 'run_id': f'{name}-{changes}', 'changes': changes})
+    plain = [run['run_id'] for run in meta['runs'] if not run.get('changes')]
+    meta['factors'] = {
+        'stages.extract.steps': {**dict.fromkeys(plain, 4000),
+                                 **{f'{run}-steps8000': 8000 for run in plain}},
+        'stages.perceive.policy.method': {**dict.fromkeys(plain, 'grpo'), **{
+            f'{run}-methodrejection': 'rejection' for run in plain}}}
+    write_json(folder / 'study.json', meta)
+    for path in sorted(folder.glob('evaluations/*/items.parquet')):
+        rows = [row for row in pq.read_table(path).to_pylist()
+                if row['text_kind'] == 'extraction' and row['p_run']]
+        for arm, gain in GAINS.items() if rows else ():
+            write(folder, path, rng, [dict(row) for row in rows], arm, gain)
+    for path in sorted(folder.glob('evaluations/*/texts.parquet')):
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if row['text_kind'] == 'extraction']
+        more = [{**row, 'text_kind': 'perceived', 'n_tokens': 40} for row in rows]
+        pq.write_table(pa.Table.from_pylist(table.to_pylist() + more, schema=table.schema), path)
+    return folder
+
+
+def stage(folder, run, source, to, name, **facts):
+    """The files of a stage as those of `source`, with other facts."""
+    place = folder / 'cells' / to / name
+    shutil.copytree(folder / 'cells' / run / source, place)
+    value = read_json(place / 'experiment.json')
+    fact, = value['stages']
+    parents = {group: f'{value["size"]}/{parent}' for group, parent in fact['parents'].items()}
+    value['name'] = to
+    value['stages'] = [{**fact, 'name': name, 'parents': parents, **facts}]
+    write_json(place / 'experiment.json', value)
+
+
+def write(folder, path, rng, rows, arm, gain):
+    """Rows of an arm: of `gain` of all visual questions more the answer is right."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row['p_run'], row['r_run'], row['thinking']), []).append(row)
+    for own in groups.values():
+        visual = [row for row in own if row['category'] == 'visual']
+        wrong = [row for row in visual if not row['score']]
+        for k in rng.permutation(len(wrong))[:round(gain * len(visual))]:
+            wrong[k]['score'] = 1.0
+    changes = {'more': '-steps8000', 'grpo': '', 'rejection': '-methodrejection'}[arm]
+    for row in rows:
+        row.update(eval_id=f'{row["eval_id"]}-{arm}', p_run=f'{row["p_run"]}{changes}',
+                   text_kind='extraction' if arm == 'more' else 'perceived')
+    out = folder / 'evaluations' / f'{path.parent.name}-{arm}'
+    out.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), out / 'items.parquet')
+
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    return study(tmp_path_factory.mktemp('repairs') / 'study')
+
+
+def scored(folder):
+    return measures.scored(load_study(folder), 200)
+
+
+def by_arm(result):
+    return {(row['size'], row['arm']): row for row in result['rows']}
+
+
+def test_every_arm_has_its_gain_its_cost_and_its_readers(planted):
+    result = side_by_side(scored(planted))
+    assert result['mode'] == 'think' and result['base'] == 'caption'
+    small, large = result['readers']
+    assert result['reader'] == large
+    rows = by_arm(result)
+    arms = {'caption', 'extraction', 'perceived', 'extraction, steps8000',
+            'perceived, methodrejection'}
+    assert rows.keys() == {(size, arm) for size in (small, large) for arm in arms}
+    for size in (small, large):
+        plain = rows[size, 'extraction']
+        for arm, gain in (('extraction, steps8000', .04), ('perceived', .02),
+                          ('perceived, methodrejection', 0.)):
+            row = rows[size, arm]
+            for reader in (small, large):
+                assert row['readers'][reader].value - plain['readers'][reader].value \
+                    == pytest.approx(gain, abs=.003), (size, arm, reader)
+            assert row['gain'].value == pytest.approx(
+                row['readers'][large].value - rows[size, 'caption']['readers'][large].value)
+        assert rows[size, 'caption']['gain'] is None is rows[size, 'caption']['repaired']
+        ratio = rows[size, 'perceived']['flops'] / rows[size, 'extraction, steps8000']['flops']
+        assert .9 < ratio < 1.1
+        assert rows[size, 'perceived']['tokens'] == 40 != plain['tokens']
+        assert rows[size, 'perceived']['method'] == 'grpo'
+        # Against the extraction that cost as much, and not against the plain one.
+        equal = rows[size, 'perceived']['equal']
+        assert equal['arm'] == 'extraction, steps8000'
+        assert equal['gain'].value == pytest.approx(-.02, abs=.003)
+        assert plain['equal'] is None
+
+
+def test_the_share_of_the_drop_is_the_gain_over_what_the_base_loses(planted):
+    result = side_by_side(scored(planted))
+    rows = by_arm(result)
+    small, large = result['readers']
+    lost = rows[large, 'caption']['readers'][large].value \
+        - rows[small, 'caption']['readers'][large].value
+    for arm in ('extraction', 'extraction, steps8000', 'perceived'):
+        row = rows[small, arm]
+        assert row['repaired'].value == pytest.approx(row['gain'].value / lost)
+        assert rows[large, arm]['repaired'] is None     # it has lost nothing
+    assert rows[small, 'perceived']['repaired'].value > rows[small, 'extraction']['repaired'].value
+
+
+@pytest.mark.parametrize('name, gain', [('grpo_minus_extraction', -.02),
+                                        ('rejection_minus_extraction', -.04)])
+def test_a_claim_compares_with_the_extraction_of_equal_flops(planted, name, gain):
+    found = claims.CONTRASTS[name](scored(planted), 'think')
+    assert found.effect.value == pytest.approx(gain, abs=.003) and found.effect.high < 0
+    assert 'extraction, steps8000' in found.where and not found.doubt
+    assert found.effect.seeds == 3 and len(found.by_size) == 2
+
+
+def test_a_repair_that_cost_more_is_in_doubt_and_one_that_cost_less_is_not_if_it_wins(tmp_path):
+    dear = claims.CONTRASTS['grpo_minus_extraction'](scored(study(tmp_path / 'dear', 9000)),
+                                                     'think')
+    assert dear.doubt.startswith('grpo has ') and not dear.one_sided
+    # The nearest is the plain extraction: 100 steps on top of it are next to nothing.
+    cheap = claims.CONTRASTS['grpo_minus_extraction'](scored(study(tmp_path / 'cheap', 100)),
+                                                      'think')
+    assert not cheap.doubt and cheap.effect.low > 0 and 'against extraction,' in cheap.where
+
+
+def test_the_report_shows_them_and_says_which_is_best(planted, tmp_path):
+    out = tmp_path / 'report'
+    assert main.main(['analyze', 'report', str(planted), '--out', str(out), '--bootstraps', '100']
+                     ) == 0
+    html = (out / 'report.html').read_text()
+    assert 'Repairs side by side' in html and 'minus extraction of equal FLOPs' in html
+    result = json.loads((out / 'report.json').read_text())['repairs']
+    large = result['reader']
+    assert f'{large}: extraction, steps8000 (' in html
+    with (out / 'repairs.csv').open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 2 * 5 * 2 and {row['reader'] for row in table} == set(result['readers'])
+    assert (out / 'repairs.png').stat().st_size > 5000
+
+
+def test_a_study_without_repairs_has_no_such_section(tmp_path):
+    s = synth(3, tmp_path / 'study', sizes=2, seeds=1, items=160, full=False)
+    assert not repairs.has_repairs(measures.scored(s.study, 20))
+    shutil.rmtree(tmp_path / 'study' / 'cells')
+    # What it cost is then not known, and the rest is as it was.
+    result = side_by_side(measures.scored(load_study(tmp_path / 'study'), 20))
+    assert {row['flops'] for row in result['rows']} == {None}
+
+
+def test_claims_about_repairs_that_nobody_tried_are_absent(tmp_path):
+    s = measures.scored(synth(3, tmp_path / 'study', sizes=2, seeds=1, items=160,
+                              full=False).study, 20)
+    for method in ('grpo', 'rejection'):
+        with pytest.raises(Missing, match=f"no size has texts by '{method}'"):
+            claims.CONTRASTS[f'{method}_minus_extraction'](s, 'think')
