@@ -62,7 +62,7 @@ def arms(s: Scored) -> list[Arm]:
                 size, = measures.sizes_among(whole.meta, runs)
                 made.append(Arm(kind=kind, changes=changes, size=size,
                                 method=_method(s, writers[0]) if kind == PERCEIVED else '',
-                                flops=_flops(s, writers, kind)))
+                                flops=_writer_flops(s, writers, kind)))
     return made
 
 
@@ -72,7 +72,7 @@ def _method(s, run):
     return '' if trained is None else trained.stage.get('policy', {}).get('method', '')
 
 
-def _flops(s, runs, kind):
+def _writer_flops(s, runs, kind):
     """Return the training FLOPs behind the writers of a kind of text, the mean over their runs."""
     spent = []
     for run in runs:

@@ -215,7 +215,7 @@ def repairs(result: dict[str, Any], out: Path) -> str:
 
 def best_text(result: dict[str, Any]) -> str:
     """Say of each size which text is read best, and whether it is clearly above the base."""
-    said = []
+    lines = []
     for size in dict.fromkeys(row['size'] for row in result['rows']):
         rows = [row for row in result['rows']
                 if row['size'] == size and result['reader'] in row['readers']]
@@ -226,9 +226,9 @@ def best_text(result: dict[str, Any]) -> str:
         clear = ''
         if gain is not None:
             clear = f', {"clearly" if gain.low > 0 else "not clearly"} above its {result["base"]}'
-        said.append(f'{size}: {best["arm"]} '
+        lines.append(f'{size}: {best["arm"]} '
                     f'({best["readers"][result["reader"]].value:.2f}{clear})')
-    return f'What {result["reader"]} answers best from. {"; ".join(said)}.'
+    return f'What {result["reader"]} answers best from. {"; ".join(lines)}.'
 
 
 def by_flops(result: dict[str, Any]) -> figures.Drawing:

@@ -34,36 +34,36 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
         raise Missing('no reasoner of a plain cell read them')
     plain = {arm.kind for arm in made if not arm.changes}
     base = next((kind for kind in (CAPTION, EXTRACTION) if kind in plain), None)
-    found = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers, 'rows': []}
+    result = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers, 'rows': []}
     for arm in made:
-        found['rows'].append(_row(both, arm, made, found))
-    return found
+        result['rows'].append(_row(both, arm, made, result))
+    return result
 
 
-def _row(s, arm, made, found):
+def _row(s, arm, made, result):
     """Return the row of an arm in `side_by_side`."""
-    mode, reader = found['mode'], found['reader']
+    mode, reader = result['mode'], result['reader']
     visual, _ = families_of(s)
     row = {'size': arm.size.name, 'arm': arm.name, 'method': arm.method, 'flops': arm.flops,
            'tokens': _tokens(s, arm), 'readers': {}, 'gain': None, 'repaired': None, 'equal': None}
-    for name in found['readers']:
-        cells = cells_of(s, arm, name, mode)
-        if cells:
-            row['readers'][name] = over(s, [cells], ((1,), visual))
-    own = cells_of(s, arm, reader, mode)
-    bases = [other for other in made if other.kind == found['base'] and not other.changes]
+    for name in result['readers']:
+        by_reader = cells_of(s, arm, name, mode)
+        if by_reader:
+            row['readers'][name] = over(s, [by_reader], ((1,), visual))
+    cells = cells_of(s, arm, reader, mode)
+    bases = [other for other in made if other.kind == result['base'] and not other.changes]
     at = {other.size.name: cells_of(s, other, reader, mode) for other in bases}
     largest = bases[-1].size.name if bases else ''
-    if own and at.get(arm.size.name) and at[arm.size.name] != own:
-        row['gain'] = over(s, [own, at[arm.size.name]], ((1, -1), visual))
-        if arm.size.name != largest:
-            row['repaired'] = _share(s, own, at[arm.size.name], at[largest], visual)
+    if cells and at.get(arm.size.name) and at[arm.size.name] != cells:
+        row['gain'] = over(s, [cells, at[arm.size.name]], ((1, -1), visual))
+        if arm.size.name != largest and at[largest]:
+            row['repaired'] = _share(s, cells, at[arm.size.name], at[largest], visual)
     rival = nearest(arm, made)
-    if rival is not None and own and abs(rival.flops / arm.flops - 1) <= EQUAL:
+    if rival is not None and cells and abs(rival.flops / arm.flops - 1) <= EQUAL:
         theirs = cells_of(s, rival, reader, mode)
         if theirs:
             row['equal'] = {'arm': rival.name, 'flops': rival.flops,
-                            'gain': over(s, [own, theirs], ((1, -1), visual))}
+                            'gain': over(s, [cells, theirs], ((1, -1), visual))}
     return row
 
 
