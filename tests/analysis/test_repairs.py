@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from downscale.analysis import claims, measures, repairs, synth
+from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing
 from downscale.analysis.varied.repair_table import side_by_side
 from downscale.commands import main
@@ -21,9 +22,9 @@ from downscale.stage_config import PolicySettings
 GAINS = {'more': .04, 'grpo': .02, 'rejection': 0.}
 
 
-def study(folder, steps=None):
-    """A study of two sizes and three seeds, and three arms beside it; `steps` of 'perceive'."""
-    synth(3, folder, sizes=2, seeds=3, items=320, full=False)
+def study(folder, steps=None, seeds=3):
+    """A study of two sizes, and three arms beside it; `steps` of 'perceive'."""
+    synth(3, folder, sizes=2, seeds=seeds, items=320, full=False)
     meta = read_json(folder / 'study.json')
     rng = np.random.default_rng(0)
     for run in list(meta['runs']):
@@ -131,8 +132,14 @@ def test_every_arm_has_its_gain_its_cost_and_its_readers(planted):
         assert plain['equal'] is None
 
 
-def test_the_share_of_the_drop_is_the_gain_over_what_the_base_loses(planted):
-    result = side_by_side(scored(planted))
+def test_the_share_of_the_drop_is_the_gain_over_what_the_base_loses(tmp_path):
+    # Of one seed: over three the drop may be none, and no share of it has ends.
+    s = scored(study(tmp_path / 'study', seeds=1))
+    result = side_by_side(s)
+    arms = repairs.arms(s)
+    both = repairs.of_arms(s, arms)
+    of_name = {(arm.size.name, arm.name): arm for arm in arms}
+    visual, _ = families_of(s)
     rows = by_arm(result)
     small, large = result['readers']
     lost = rows[large, 'caption']['readers'][large].value \
@@ -140,6 +147,13 @@ def test_the_share_of_the_drop_is_the_gain_over_what_the_base_loses(planted):
     for arm in ('extraction', 'extraction, steps8000', 'perceived'):
         row = rows[small, arm]
         assert row['repaired'].value == pytest.approx(row['gain'].value / lost)
+        assert row['repaired'].low < row['repaired'].value < row['repaired'].high
+        # At an end of the interval the gain, less that share of what is lost, is just not 0.
+        cells = [repairs.cells_of(both, of_name[name], large, 'think')
+                 for name in ((small, arm), (small, 'caption'), (large, 'caption'))]
+        for share, end in ((row['repaired'].low, 'low'), (row['repaired'].high, 'high')):
+            rest = over(both, cells, ((1, share - 1, -share), visual))
+            assert getattr(rest, end) == pytest.approx(0, abs=.03)
         assert rows[large, arm]['repaired'] is None     # it has lost nothing
     assert rows[small, 'perceived']['repaired'].value > rows[small, 'extraction']['repaired'].value
 
@@ -156,7 +170,10 @@ def test_a_claim_compares_with_the_extraction_of_equal_flops(planted, name, gain
 def test_a_repair_that_cost_more_is_in_doubt_and_one_that_cost_less_is_not_if_it_wins(tmp_path):
     dear = claims.CONTRASTS['grpo_minus_extraction'](scored(study(tmp_path / 'dear', 9000)),
                                                      'think')
-    assert dear.doubt.startswith('grpo has ') and not dear.one_sided
+    # Of the writers alone: reasoners are the same on both sides.
+    arms = repairs.arms(scored(tmp_path / 'dear'))
+    spent = np.mean([arm.flops for arm in arms if arm.method == 'grpo'])
+    assert dear.doubt.startswith(f'grpo has {spent:.4g} ') and not dear.one_sided
     # The nearest is the plain extraction: 100 steps on top of it are next to nothing.
     cheap = claims.CONTRASTS['grpo_minus_extraction'](scored(study(tmp_path / 'cheap', 100)),
                                                       'think')

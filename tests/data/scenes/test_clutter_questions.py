@@ -217,6 +217,42 @@ def test_steps_are_the_only_difference_between_chains_of_a_scene():
             assert q.trace.text.split()[-1] == q.answer
 
 
+def test_a_thought_about_a_chain_goes_place_by_place_and_passes_nothing():
+    steps = passed = 0
+    for scene in SCENES:
+        cells = [obj.cell.split() for obj in scene.objects]
+        for q in asked(scene, tuple(CHAINS), 5):
+            trace, color = q.trace.text.split(' ; color ')
+            words = trace.split()
+            here = words[1:3]
+            words = words[3:]
+            while words:
+                direction = words.pop(0)
+                axis = int(direction in ('above', 'below'))
+                sign = 1 if direction in ('right', 'below') else -1
+                at = number(here[axis])
+                while words[1] == 'no':
+                    at += sign
+                    assert number(words[0]) == at
+                    assert not any(number(cell[axis]) == at for cell in cells)
+                    words = words[2:]
+                    passed += 1
+                at += sign
+                assert number(words[0]) == at
+                there, = (cell for cell in cells if number(cell[axis]) == at)
+                assert [words[2], words[3]] == there
+                here = there
+                words = words[4:]
+                steps += 1
+            assert color == q.answer
+    assert steps > 200 and passed > 50
+
+
+def number(word):
+    """A column or a row as a number."""
+    return int(word) if word.isdigit() else ord(word) - 96
+
+
 # --- names, texts, guesses ----------------------------------------------------------------------
 
 def test_the_information_never_holds_the_answer():
