@@ -164,7 +164,7 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     """
     if cell.evaluation.benchmarks or not fields_of(cell.world):
         raise ValueError(f'{cell.name}: no family of its questions asks for a field of one object '
-                         'of the first world, of which the ledger makes matched scenes')
+                         'of a made-up world, of which the ledger makes matched scenes')
     looker = Looker(study, cell)
     fields = fields_of(cell.world)
     total = len(fields) * len(CHANGES) * plan.pairs

@@ -4,10 +4,13 @@
 precision: what stands in a cell it reads in 98 of 100 scenes.
 """
 import copy
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import probed_study
 import pytest
 from probed_study import save
 from roots import ROOT
@@ -15,14 +18,17 @@ from roots import ROOT
 from downscale.analysis.measures import Row
 from downscale.commands import main
 from downscale.data.scenes import pairs
+from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.world import World, caption, sample
 from downscale.evaluate.answers import items_of
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
+from downscale.model.init import init_params
 from downscale.probe import causal, interchange
 from downscale.probe.causal import CausalPlan, Probed
 from downscale.probe.passes import Looker
 from downscale.stages.folders import folder_of
+from downscale.stages.models import model_of
 from downscale.study.preparation import prepare
 
 PLAN = CausalPlan(pairs=24, scenes=160, bootstraps=300)
@@ -52,6 +58,30 @@ def test_a_pair_differs_in_one_field_of_one_object_and_nothing_else(field):
         assert question.source.images == question.base.images
         assert question.source.questions[0].text != told.text
         assert nothing.source.caption == caption(sample(WORLD, 'test', index))
+
+
+CLUTTER = Clutter(min_objects=4, max_objects=6)
+
+
+@pytest.mark.parametrize('field', list(pairs.ASKED))
+def test_a_cluttered_pair_differs_in_one_field_of_one_thing_and_nothing_else(field):
+    for index in range(12):
+        asked, other, nothing, question = (
+            pairs.pair(CLUTTER, 'test', index, field, change) for change in pairs.CHANGES)
+        assert asked.base == nothing.base == question.base
+        assert asked.base.images == other.base.images and asked.asked != other.asked
+        for one, changed, lines in ((asked, True, 1), (other, False, 1), (nothing, False, 0)):
+            told, again = one.base.questions[0], one.source.questions[0]
+            assert told.text == again.text and told.answer == vars(one.asked)[field]
+            assert (told.answer != again.answer) == changed
+            parts = [set(each.caption.removesuffix(' ;').split(' ; '))
+                     for each in (one.base, one.source)]
+            assert len(parts[0] - parts[1]) == len(parts[1] - parts[0]) == lines
+            assert one.base.images != one.source.images
+        # The same picture is asked about two things of which one has another value.
+        assert question.source.images == question.base.images
+        first, second = (each.questions[0] for each in (question.base, question.source))
+        assert first.text != second.text and first.answer != second.answer
 
 
 def test_a_world_without_another_shape_asks_for_none():
@@ -247,6 +277,28 @@ def test_the_command_leaves_a_table_and_a_figure(study, tmp_path, capsys):
     assert 'w64d2-s2: most is lost where it should address' in said and 'over seeds' not in said
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         'ledger.json', 'ledger.csv', 'ledger.png'}
+
+
+def test_a_cluttered_world_has_a_ledger_of_its_four_fields(tmp_path):
+    """Of a model that nobody trained: what is asked of it is lost, and the tower still encodes."""
+    one = probed_study.cell('w32d2')
+    one = dataclasses.replace(
+        one, world=CLUTTER, stages=(dataclasses.replace(one.stages[0], length=200),),
+        data=dataclasses.replace(one.data, similarity_share=0.0),
+        vision=dataclasses.replace(one.vision, patch=12, image=96))
+    prepare(tmp_path / 'study', 'clutter', [one], True)
+    model = model_of(one)
+    save(folder_of(tmp_path / 'study', one, 'instruct'), init_params(model, 0), one)
+    assert main.main(['analyze', 'ledger', str(tmp_path / 'study'), '--pairs', '6', '--scenes',
+                      '24', '--bootstraps', '200', '--out', str(tmp_path / 'out'), '--quiet']) == 0
+    rows = json.loads((tmp_path / 'out' / 'ledger.json').read_text())['rows']
+    by_place = {(row['setting'], row['what'], row['family']): row for row in rows}
+    for field in pairs.CLUTTERED:
+        assert by_place['full swap, asked', 'nats', field]['n'] >= 4
+        # A random model may answer anything, but the same for the same.
+        lost = sum(by_place[stage, 'lost', field]['value'] for stage in causal.STAGES)
+        assert lost == pytest.approx(1 - by_place['read', 'left', field]['value'])
+        assert by_place['tower', f'probe of {field}', field]['n'] == 6
 
 
 @pytest.mark.parametrize('argv, told', [

@@ -3,10 +3,14 @@
 They tell what a model does with that field: whatever it answers differently comes from there.
 """
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
 from downscale.data.records import Example, Question
+from downscale.data.scenes import clutter_drawing, clutter_families, clutter_world
+from downscale.data.scenes.clutter_telling import name_of
+from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.drawing import render
 from downscale.data.scenes.question_families import ASKS
 from downscale.data.scenes.questions import caption_of, question_of
@@ -17,6 +21,8 @@ ASKED = {'color': ('attribute', 'what color is the {}', 'shape'),
          'size': ('attribute', 'what size is the {}', 'shape'),
          'char': ('read', 'what does the {} read', 'shape'),
          'shape': ('content', 'what is at {}', 'cell')}
+# The families of a cluttered world that ask the same; its things are named by up to three words.
+CLUTTERED = {'color': 'color', 'size': 'size', 'char': 'read', 'shape': 'content'}
 # What the two differ in: that field of the asked object or of another, or nothing but the shade of
 # the background; or the same scene is asked about another object.
 CHANGES = ('asked', 'other', 'nothing', 'question')
@@ -33,10 +39,9 @@ class ScenePair:
 
 
 def fields_of(world: object) -> list[str]:
-    """Return the fields of one object that a world asks for, and that can be another.
-
-    Of a cluttered world, whose pairs are other ones, there are none.
-    """
+    """Return the fields of one object that a world asks for, and that can be another."""
+    if isinstance(world, Clutter):
+        return list(CLUTTERED)
     if not isinstance(world, World):
         return []
     # Shapes are distinct in a scene, so that another one must be left.
@@ -50,11 +55,15 @@ def key_of(field: str) -> str:
     return ASKED[field][2]
 
 
-def pair(world: World, split: str, index: int, field: str, change: str = 'asked') -> ScenePair:
+def pair(world: World | Clutter, split: str, index: int, field: str,
+         change: str = 'asked') -> ScenePair:
     """Return pair `index` of a field: the same scene and object for every `change`.
 
-    The fields are those of `fields_of(world)`.
+    The fields are those of `fields_of(world)`. In a cluttered world it is the same thing that
+    changes: where it is 'other', another thing is asked about.
     """
+    if isinstance(world, Clutter):
+        return _cluttered(world, split, index, field, change)
     rng = stream(world, 'pair', split, index)
     scene = sample(world, split, index)
     order = rng.permutation(len(scene.objects))
@@ -76,6 +85,55 @@ def pair(world: World, split: str, index: int, field: str, change: str = 'asked'
         moved = replace(scene, objects=tuple(new if obj is old else obj for obj in scene.objects))
     return ScenePair(field=field, change=change, base=base, asked=asked,
                      source=_example(world, moved, asked, field, change))
+
+
+def _cluttered(world, split, index, field, change):
+    """Return the `ScenePair` of a cluttered world."""
+    scene, moved, asked, other = _scenes(world, split, index, field)
+    about = other if change == 'other' else asked
+    name = _named(scene, about, field)
+    base = _of_clutter(world, scene, name, field, 'base')
+    if change == 'question':
+        name = _named(scene, other, field)
+        moved = scene
+    elif change == 'nothing':
+        # Another texture and other lines behind the same things.
+        again = stream(world, 'pair again', split, index)
+        moved = replace(scene, background=int(again.integers(2 ** 16)))
+    return ScenePair(field=field, change=change, base=base, asked=about,
+                     source=_of_clutter(world, moved, name, field, change))
+
+
+def _scenes(world, split, index, field):
+    """Return (scene, the scene with one thing changed, that thing, another to ask about).
+
+    It is the first from `index` on in which another thing can be named, in both by the same words.
+    """
+    for tries in count():
+        # Far enough, so that no pair of another index is taken.
+        scene, moved = clutter_world.pair(world, split, index + tries * 10_000_000, field)
+        asked, = set(scene.objects) - set(moved.objects)
+        for other in scene.objects:
+            name = _named(scene, other, field)
+            value = vars(other)[field]
+            if other is not asked and name and value != vars(asked)[field] \
+                    and _named(moved, other, field) == name:
+                return scene, moved, asked, other
+
+
+def _named(scene, thing, field):
+    """Return the words by which a thing is named that its `field` is asked of; None without."""
+    return thing.cell if field == 'shape' else name_of(scene.objects, thing, without=field)
+
+
+def _of_clutter(world, scene, name, field, change):
+    """Return the example of a cluttered scene with the one question about a field of a thing."""
+    family = CLUTTERED[field]
+    text = ASKED[field][1].format(name)
+    ask = next(ask for ask in clutter_families.ASKS[family](world, scene) if ask.text == text)
+    scene_id = f'{scene.scene_id}-{field}-{change}'
+    return Example(scene_id=scene_id, images=(clutter_drawing.render(world, scene),),
+                   caption=caption_of([scene]), questions=(question_of(ask, scene_id, family),))
 
 
 def _other_value(world, rng, scene, obj, field):
