@@ -71,7 +71,10 @@ def _guesses(floor, columns):
 
 
 def losses(s: Scored) -> dict[str, Any]:
-    """Return the training curves by stage, and the last loss of every run."""
+    """Return the training curves by stage, and the last loss of every run.
+
+    The curve of a stage that learns from a reward is that: its objective is near 0 throughout.
+    """
     sizes = size_of_run(s)
     # In the order of training; stages that the table does not know come last.
     order = {stage: place for place, stage in enumerate(STAGES)}
@@ -87,8 +90,10 @@ def losses(s: Scored) -> dict[str, Any]:
         # A stage that counts no tokens, or not in every row, is drawn over its steps.
         axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
         size = sizes[run].name if run in sizes else run.split('-')[0]
+        what = 'reward' if 'reward' in curve else 'training loss'
         stages.setdefault(stage, []).append({
-            'run_id': run, 'size': size, 'axis': axis, 'x': curve[axis], 'loss': curve['loss']})
+            'run_id': run, 'size': size, 'axis': axis, 'x': curve[axis], 'what': what,
+            'y': curve['reward' if what == 'reward' else 'loss']})
         last.append({'stage': stage, 'run_id': run, 'steps': int(curve['step'][-1]),
                      'last_loss': float(curve['loss'][-1])})
     if not stages:

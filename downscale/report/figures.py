@@ -241,7 +241,10 @@ def _outliers(trend):
 
 
 def losses(result: Any) -> Drawing:
-    """Return training loss of every run, a panel per stage; small sizes light, large sizes dark."""
+    """Return the training curve of every run, a panel a stage; small sizes light, large ones dark.
+
+    It is the loss, or the reward of a stage that learns from one.
+    """
     figure, axes = small_axes(len(result['stages']), 3.3, 2.5, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))
@@ -250,18 +253,18 @@ def losses(result: Any) -> Drawing:
     for axis, (stage, curves) in zip(axes, result['stages'].items(), strict=True):
         ends = {}
         for curve in curves:
-            parts = np.array_split(np.stack([curve['x'], curve['loss']]),
+            parts = np.array_split(np.stack([curve['x'], curve['y']]),
                                    min(POINTS, len(curve['x'])), axis=1)
-            x, loss = np.array([part.mean(axis=1) for part in parts]).T
-            line, = axis.plot(x, loss, color=colours.get(curve['size'], GREY), lw=1.2)
+            x, y = np.array([part.mean(axis=1) for part in parts]).T
+            line, = axis.plot(x, y, color=colours.get(curve['size'], GREY), lw=1.2)
             named[curve['size']] = line
-            ends.setdefault(curve['size'], []).append((x[-1], loss[-1]))
+            ends.setdefault(curve['size'], []).append((x[-1], y[-1]))
             rows += [{'stage': stage, 'run_id': curve['run_id'], 'size': curve['size'],
-                      'axis': curve['axis'], 'x': a, 'loss': b}
-                     for a, b in zip(curve['x'], curve['loss'], strict=True)]
-        # The objective of a stage that writes its own rows may have any sign.
-        signed = any((curve['loss'] <= 0).any() for curve in curves)
-        axis.set(title=stage, xlabel=curves[0]['axis'], ylabel='training loss',
+                      'axis': curve['axis'], 'x': a, 'what': curve['what'], 'y': b}
+                     for a, b in zip(curve['x'], curve['y'], strict=True)]
+        # A reward may have any sign.
+        signed = any((curve['y'] <= 0).any() for curve in curves)
+        axis.set(title=stage, xlabel=curves[0]['axis'], ylabel=curves[0]['what'],
                  yscale='linear' if signed else 'log')
         if not signed:
             counts(axis.yaxis, '{:.3g}'.format)

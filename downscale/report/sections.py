@@ -70,7 +70,7 @@ GROUPS = (
                        ('isoflop', 'Best size of a compute budget'),
                        ('rates', 'Learning rates'))),
     ('Inside the model', (('layers', 'Layers'), ('ledger', 'Where it is lost'),
-                          ('losses', 'Training loss by stage'))),
+                          ('losses', 'Training by stage'))),
     ('Records', (('gallery', 'Samples by class'), ('judged', 'How each claim is judged'),
                  ('health', 'Health'), ('methods', 'How the numbers are made'))))
 
@@ -322,7 +322,7 @@ def _grid_endings_html(result):
 def _losses_html(result, out):
     svg = figures.save(figures.losses, result, out, 'losses')
     rows = [list(row.values()) for row in result['last']]
-    text = ('The last loss of every size, the mean over its runs, stands to the right. Curves '
+    text = ('The last value of every size, the mean over its runs, stands to the right. Curves '
             f'longer than {figures.POINTS} points are drawn as means of neighbours; losses.csv has '
             'every point. losses.png')
     return page.details('Curves and last losses', page.figure(svg, text) + page.table(

@@ -93,10 +93,12 @@ def test_every_panel_names_its_axes(guessing, tmp_path):
                                   (np.nan, np.nan), (np.inf, .2)])
 def test_a_loss_of_any_sign_has_a_panel_with_its_end_beside_it(loss):
     curves = [{'size': size, 'run_id': size, 'axis': 'step', 'x': np.array([1., 2.]),
-               'loss': np.array(loss) * scale} for size, scale in (('w16d2', 1.), ('w64d4', 2.))]
+               'what': 'reward', 'y': np.array(loss) * scale}
+              for size, scale in (('w16d2', 1.), ('w64d4', 2.))]
     figure, rows = figures.losses({'stages': {'perceive': curves}, 'sizes': ['w16d2', 'w64d4']})
     figure.draw_without_rendering()
     axis = figure.axes[0]
+    assert axis.get_ylabel() == 'reward' and {row['what'] for row in rows} == {'reward'}
     signed = any(value <= 0 for value in loss)
     assert len(rows) == 4 and axis.get_yscale() == ('linear' if signed else 'log')
     ends = {float(text.get_text()): text.get_position()[1] for text in axis.texts}

@@ -1,5 +1,6 @@
 """Parts of the report beside accuracy: laws, budgets, rates, layers, changed answers, classes."""
 import csv
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -30,6 +31,7 @@ from downscale.laws.isoflop import isoflop
 from downscale.laws.learning_rates import RateRun, choose_all
 from downscale.report import axes, figures, gallery, law_figures, report, share_figures
 from downscale.results import probes, study, study_file
+from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
@@ -302,3 +304,21 @@ def test_the_input_hash_follows_every_file_that_is_read(tmp_path):
         assert study_file.input_hash(root, study.READ) != before, path
         path.write_bytes(data)
     assert study_file.input_hash(root, study.READ) == before
+
+
+def test_a_stage_that_learns_from_a_reward_is_told_by_it(tmp_path):
+    folder = fake_study(tmp_path / 'study')
+    path = next(folder.glob('cells/*/extract/metrics.jsonl'))
+    rows = [{**json.loads(line), 'reward': .1 * k} if k != 3 else json.loads(line)
+            for k, line in enumerate(path.read_text().splitlines())]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    found = accuracy.losses(measures.scored(load_study(folder), 20))
+    run = path.parts[-3]
+    curves = {curve['run_id']: curve for curve in found['stages']['extract']}
+    told = {name: curve['what'] for name, curve in curves.items()}
+    assert told.pop(run) == 'reward' and set(told.values()) == {'training loss'}
+    assert curves[run]['y'][:3].tolist() == pytest.approx([0, .1, .2])
+    assert np.isnan(curves[run]['y'][3])      # not taken for 0
+    path.write_text(path.read_text().replace('"reward": 0.2', '"reward": "much"'))
+    with pytest.raises(TableError, match="field 'reward' of the 3rd row|field 'reward' of the"):
+        load_study(folder)
