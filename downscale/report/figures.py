@@ -262,8 +262,8 @@ def losses(result: Any) -> Drawing:
             rows += [{'stage': stage, 'run_id': curve['run_id'], 'size': curve['size'],
                       'axis': curve['axis'], 'x': a, 'what': curve['what'], 'y': b}
                      for a, b in zip(curve['x'], curve['y'], strict=True)]
-        # A reward may have any sign.
-        signed = any((curve['y'] <= 0).any() for curve in curves)
+        # A reward may have any sign, and adds up.
+        signed = any(curve['what'] == 'reward' or (curve['y'] <= 0).any() for curve in curves)
         axis.set(title=stage, xlabel=curves[0]['axis'], ylabel=curves[0]['what'],
                  yscale='linear' if signed else 'log')
         if not signed:

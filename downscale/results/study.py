@@ -34,7 +34,7 @@ READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json'
         'cells/*/*/timing.jsonl', 'cells/*/*/metrics.jsonl', 'cells/*/*/DONE.json',
         'cells/*/*/FATAL.json', 'cells/*/*/teacher.json')
 
-CURVES = ('step', 'tokens', 'loss', 'reward')   # columns of `metrics.jsonl` that are told
+CURVES = ('step', 'tokens', 'loss', 'reward')  # columns of `metrics.jsonl`
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
 # Text columns that are grouped or compared, by ranks: comparing Python objects is slow.
 KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
@@ -264,13 +264,11 @@ def _read_metrics(path):
     """Return (columns step, tokens and loss of the rows that have a loss, how many lines are torn).
 
     Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged. That
-    of a stage with a teacher is its cross-entropy, so that all stages are told by the same. A stage
-    that learns from a reward has a column of it, NaN where a row has none.
+    of a stage with a teacher is its cross-entropy. 'reward' is there where a stage learns from one.
     """
     written, torn = read_lines(path)
-    losses = [row for row in written if row.get('loss') is not None]
     rows = []
-    for number, row in enumerate(losses, 1):
+    for number, row in enumerate((row for row in written if row.get('loss') is not None), 1):
         values = (row.get('step', number), row.get('tokens', np.nan),
                   row.get('cross_entropy', row['loss']), row.get('reward', np.nan))
         for name, value in zip(CURVES, values, strict=True):
@@ -279,8 +277,7 @@ def _read_metrics(path):
                 raise TableError(f'{short(path)}: field {name!r} of the {number}th row with a loss '
                                  f'is {shown(value)}, not a number')
         rows.append(values)
-    columns = np.array(rows, dtype=float).reshape(-1, len(CURVES)).T
-    curves = dict(zip(CURVES, columns, strict=True))
+    curves = dict(zip(CURVES, np.array(rows, float).reshape(-1, len(CURVES)).T, strict=True))
     if np.isnan(curves['reward']).all():
         del curves['reward']
     return curves, torn

@@ -91,15 +91,16 @@ def test_every_panel_names_its_axes(guessing, tmp_path):
 @pytest.mark.parametrize('loss', [(2., .5), (1e-9, 1e-9), (.3, -.2), (-.2, -.5), (-.1, 0.),
                                   (0., 0.), (1., np.nan),
                                   (np.nan, np.nan), (np.inf, .2)])
-def test_a_loss_of_any_sign_has_a_panel_with_its_end_beside_it(loss):
+@pytest.mark.parametrize('what', ['training loss', 'reward'])
+def test_a_curve_of_any_sign_has_a_panel_with_its_end_beside_it(loss, what):
     curves = [{'size': size, 'run_id': size, 'axis': 'step', 'x': np.array([1., 2.]),
-               'what': 'reward', 'y': np.array(loss) * scale}
+               'what': what, 'y': np.array(loss) * scale}
               for size, scale in (('w16d2', 1.), ('w64d4', 2.))]
     figure, rows = figures.losses({'stages': {'perceive': curves}, 'sizes': ['w16d2', 'w64d4']})
     figure.draw_without_rendering()
     axis = figure.axes[0]
-    assert axis.get_ylabel() == 'reward' and {row['what'] for row in rows} == {'reward'}
-    signed = any(value <= 0 for value in loss)
+    assert axis.get_ylabel() == what and {row['what'] for row in rows} == {what}
+    signed = what == 'reward' or any(value <= 0 for value in loss)
     assert len(rows) == 4 and axis.get_yscale() == ('linear' if signed else 'log')
     ends = {float(text.get_text()): text.get_position()[1] for text in axis.texts}
     assert ends.keys() == {float(f'{scale * loss[1]:.3g}') for scale in (1, 2)
