@@ -12,7 +12,7 @@ Command:   downscale study experiments/micro2.py                (the study)
            downscale study experiments/micro2.py:small          (one cell, fewer things)
            downscale study experiments/micro2.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
-Time:      not measured; `small` takes about 25 minutes of one core
+Time:      not measured; `small` takes about two hours of one core
 Expect:    not known; of `small`, see docs/concepts/clutter.md
 """
 from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def get_config(arg=''):
         caption=dict(steps=1000, **writer), extract=dict(steps=1000, **writer),
         reason=dict(steps=8000, replay=dict(text=0.05), **text))
     if small:
-        steps = dict(tower=3000, text=800, align=1500, instruct=3000, reason=1200)
+        steps = dict(tower=3000, text=4000, align=1500, instruct=4000, reason=10_000)
         stages = {name: {**stages[name], 'steps': steps[name]} for name in steps}
         stages['tower']['length'] = 112
         for name in ('align', 'instruct'):
@@ -72,7 +72,7 @@ def get_config(arg=''):
         data=dict(train=60 if few else 4000 if small else 16_000, validation=16,
                   test=16 if few else 128, similarity_share=0.0),
         stages=stages,
-        evaluation=dict(scenes=4 if few else 64 if small else 96, batch=128, write=96, think=64,
+        evaluation=dict(scenes=4 if few else 64 if small else 96, batch=128, write=96, think=128,
                         texts=['caption', 'extraction']),
         claims=() if small else CLAIMS, unroll=8))
 

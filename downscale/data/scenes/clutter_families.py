@@ -11,8 +11,8 @@ from downscale.data.scenes.clutter_telling import (
     name_of,
     place_of,
     placed,
+    searched,
     step,
-    walk,
 )
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.question_families import Draft
@@ -178,7 +178,7 @@ def _exists(world, scene):
         asks.append(Draft(
             text=f'is there a {color} {shape}', answer=answer,
             information=f'look at all {shape} things', extraction=placed(like),
-            trace=' '.join([*(f'{obj.shape} {obj.color}' for obj in like), END, answer])))
+            trace=f'{shape} {_counted(like, "color", color)}'))
     return asks
 
 
@@ -195,14 +195,13 @@ def _chain(dose, world, scene):
         for direction in STEPS:
             steps[obj.cell, direction] = step(scene.objects, obj, direction)
     asks = []
-    shown = placed(scene.objects)
     for obj in scene.objects:
         # A chain tells no size: what leads to the answer is told of all things.
         name = name_of(scene.objects, obj, without='size')
         for way in product(STEPS, repeat=dose) if name else ():
             path = _path(steps, obj, way)
             if path is not None and _needs_all(steps, path, way):
-                asks.append(_chained(name, path, way, shown))
+                asks.append(_chained(name, path, way, scene.objects))
     return asks
 
 
@@ -234,19 +233,20 @@ def _needs_all(steps, path, way):
     return True
 
 
-def _chained(name, path, way, shown):
+def _chained(name, path, way, objects):
     """Return the question of a way: what is asked for stands first, what is named last."""
     things = f'the {name}'
     trace = f'{path[0].shape} {path[0].cell}'
     start = path[0]
     for direction, obj in zip(way, path[1:], strict=True):
         things = f'the thing {direction} {things}'
-        trace += f' {direction.split()[0]} {walk(start, obj, direction)} {obj.shape} {obj.cell}'
+        search = searched(objects, start, direction)
+        trace += f' {direction.split()[0]} {search} {END} {obj.shape} {obj.cell}'
         start = obj
     color = path[-1].color
     return Draft(text=f'what color is {things}', answer=color,
-                 information='look at where all things are and their color', extraction=shown,
-                 trace=f'{trace} {END} color {color}')
+                 information='look at where all things are and their color',
+                 extraction=placed(objects), trace=f'{trace} {END} color {color}')
 
 
 ASKS: dict[str, Callable[[Clutter, Scene], list[Draft]]] = {

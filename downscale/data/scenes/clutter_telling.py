@@ -65,17 +65,29 @@ def distance(obj: Object, other: Object) -> int:
     return int(np.sum(np.subtract(place_of(obj), place_of(other)) ** 2))
 
 
-def walk(start: Object, end: Object, direction: str) -> str:
-    """Return the way of one step in words: each column (or row) on it in which nothing stands.
+def searched(objects: Sequence[Object], start: Object, direction: str) -> str:
+    """Return the search for one step in words: the number of each thing, and the nearest so far.
 
-    'd no e no f' leads right from column c to f. A thought takes it word by word: what is next,
-    and whether anything stands there; to see the nearest at once takes all things at once.
+    'right c no f f e e' reads the columns c, f and e in the order of the text, from column d: c
+    lies the other way, and of f and e the latter is nearer. To tell the nearest at once takes all
+    things at once, and so does it to tell that a column is empty.
     """
     axis, up = STEPS[direction]
-    first, last = place_of(start)[axis], place_of(end)[axis]
-    numbers = range(first + 1, last + 1) if up else range(first - 1, last - 1, -1)
-    words = [str(number) if axis else chr(96 + number) for number in numbers]
-    return ' no '.join(words)
+    begin = place_of(start)[axis]
+    words = []
+    nearest = None
+    for obj in objects:
+        number = place_of(obj)[axis]
+        ahead = number > begin if up else number < begin
+        if ahead and (nearest is None or abs(number - begin) < abs(nearest - begin)):
+            nearest = number
+        words += [_line(axis, number), 'no' if nearest is None else _line(axis, nearest)]
+    return ' '.join(words)
+
+
+def _line(axis, number):
+    """Return the word of a column (axis 0) or a row."""
+    return str(number) if axis else chr(96 + number)
 
 
 def step(objects: Sequence[Object], obj: Object, direction: str) -> Object | None:
