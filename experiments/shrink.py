@@ -13,7 +13,7 @@ Command:   downscale study experiments/shrink.py               (seed 0)
 Hardware:  2 CPU cores, 3 GiB of memory
 Time:      10 minutes of one core, a seed
 Expect:    of seed 0, 64 pictures: 4 bits cost next to nothing, and so do a layer and 4 bits after
-           healing; see docs/results/shrink.md
+           healing; see docs/results/shrink/README.md
 """
 from ml_collections import ConfigDict
 

@@ -6,7 +6,7 @@ from typing import Any
 from downscale.analysis import costs, grids, pareto
 from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
-from downscale.results.text_kinds import BEST_FIRST, BRIEF
+from downscale.results.text_kinds import BEST_FIRST
 from downscale.statistics.shapley import SCALES
 
 # The paper's own chain first: an extraction, and a reasoner that thinks about it.
@@ -42,16 +42,16 @@ def shares(s: Scored) -> dict[str, Any]:
     macro = {setting: by_scale['accuracy'] for setting, by_scale in scales.items()}
     try:
         names, by_family = grids.all_factors(s, panels)
-        macro[' x '.join(names) + without_brief(panels)] = by_family['macro']
+        macro[' x '.join(names) + left_out(panels)] = by_family['macro']
     except (Missing, TableError) as reason:
         without['all factors'] = str(reason)
     return {'macro': macro, 'scales': scales, 'classes': classes, 'without': without}
 
 
-def without_brief(panels: Iterable[tuple[str, Any]]) -> str:
-    """Return a note for a table over all factors where brief captions, which it lacks, are there.
-    """
-    return ' (brief captions left out)' if any(kind == BRIEF for kind, _ in panels) else ''
+def left_out(panels: Iterable[tuple[str, Any]]) -> str:
+    """Return a note for a table over all factors, of the kinds of text that are no level of one."""
+    kinds = sorted({kind for kind, _ in panels} - set(grids.LEVELS))
+    return f' ({", ".join(kinds)} left out)' if kinds else ''
 
 
 def families(s: Scored) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from downscale.analysis import measures
 from downscale.analysis.completeness import completion
 from downscale.analysis.measures import GOLD, MODES, Missing, Scored
 from downscale.results.study import Cell, pair
-from downscale.results.text_kinds import BRIEF, TEXT_KINDS
+from downscale.results.text_kinds import CAPTION, EXTRACTION, TEXT_KINDS
 from downscale.statistics import bootstrap
 from downscale.statistics.shapley import CLASSES, Shares, attribute, partition
 
 SIDES = ('perception', 'reasoner')
+LEVELS = (CAPTION, EXTRACTION)   # of the factor extraction
 Panel = dict[tuple[str, str], list[Cell]]  # by the sizes of perception (or GOLD) and reasoner
 
 
@@ -228,10 +229,10 @@ def all_factors(s: Scored, ends: dict[tuple[str, str], Corners],
     """Return (names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
     `ends` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
-    every corner was evaluated, over the seeds that all have; `Missing` when that is neither. Brief
-    captions are no level of a factor, and left out.
+    every corner was evaluated, over the seeds that all have; `Missing` when that is neither. Other
+    kinds of text are no level of a factor, and left out.
     """
-    ends = {name: panel for name, panel in ends.items() if name[0] != BRIEF}
+    ends = {name: panel for name, panel in ends.items() if name[0] in LEVELS}
     # In this order 'caption' and 'direct' are the small levels of their factors.
     kinds = sorted({kind for kind, _ in ends})
     modes = sorted({mode for _, mode in ends})

@@ -124,17 +124,23 @@ def nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
 def _by_size(s, groups, names, where, spent=None):
     """Return the `Found` of {size: (cells, other cells)}: the mean difference over the sizes.
 
-    In doubt unless both sides, `names`, have cost as many training FLOPs: `spent`, or by default
-    all that stands behind the cells.
+    In doubt unless both sides, `names`, have cost as many training FLOPs at every size: `spent`
+    {size: (FLOPs, FLOPs)}, or by default all that stands behind the cells.
     """
     visual, _ = families_of(s)
     by_size = {size: over(s, both, ((1, -1), visual)) for size, both in groups.items()}
     # Both sides take turns.
     cells = list(itertools.chain.from_iterable(groups.values()))
     effect = over(s, cells, (np.tile([1, -1], len(groups)) / len(groups), visual))
-    if spent is None:
-        spent = [_flops(s, sum(cells[side::2], [])) for side in (0, 1)]
-    doubt, one_sided = budget('training FLOPs', *zip(names, spent, strict=True))
+    doubts = []
+    for size, (one, other) in groups.items():
+        flops = spent[size] if spent else (_flops(s, one), _flops(s, other))
+        doubt, one_sided = budget('training FLOPs', *zip(names, flops, strict=True))
+        if doubt:
+            doubts.append((f'{size}: {doubt}', one_sided))
+    # One size whose doubt cuts both ways leaves the mean in doubt both ways.
+    doubts.sort(key=lambda pair: pair[1])
+    doubt, one_sided = doubts[0] if doubts else ('', False)
     return Found(effect=effect, where=f'{where}{len(groups)} sizes', by_size=by_size, doubt=doubt,
                  one_sided=one_sided)
 
@@ -215,25 +221,30 @@ def _learnt(s, mode, method):
     for arm in made:
         if arm.method == method:
             learnt.setdefault(arm.size.name, arm)   # plain arms come first
+    lacking = _sizes_trained(s, method) - learnt.keys()
+    if lacking:
+        # A mean over the other sizes would pass for that of all.
+        raise Missing(f"texts by '{method}' of {', '.join(sorted(lacking))} were not read")
     rivals = {name: nearest(arm, made) for name, arm in learnt.items()}
-    rivals = {name: rival for name, rival in rivals.items() if rival is not None}
-    if not rivals:
-        raise Missing(f"no size has texts by '{method}' and extractions, both of known FLOPs")
+    if not rivals or None in rivals.values():
+        raise Missing(f"not every size has texts by '{method}' and extractions of known FLOPs"
+                      if rivals else f"no size has texts by '{method}'")
     both = of_arms(s, made)
     reader = readers_of(s)[-1]
     groups = {}
     for name, rival in rivals.items():
         cells = [cells_of(both, arm, reader, mode) for arm in (learnt[name], rival)]
-        if all(cells):
-            groups[name] = tuple(cells)
-    if not groups:
-        raise Missing(f'no reasoner read texts by {method!r} in mode {mode}')
-    spent = [_mean_flops(of, groups) for of in (learnt, rivals)]
+        if not all(cells):
+            raise Missing(f'{reader} did not read both texts of {name} in mode {mode}')
+        groups[name] = tuple(cells)
+    spent = {name: (learnt[name].flops, rivals[name].flops) for name in groups}
     against = ' and '.join(dict.fromkeys(rivals[name].name for name in groups))
     return _by_size(both, groups, (method, against), f'against {against}, reasoner {reader}, '
                                                      f'{mode}, ', spent)
 
 
-def _mean_flops(of_size, names):
-    """Return the training FLOPs behind the arms {size: arm} of these sizes, the mean."""
-    return float(np.mean([of_size[name].flops for name in names]))
+def _sizes_trained(s, method):
+    """Return the names of the sizes of which a run has a stage that learnt by a method."""
+    size_of = {run['run_id']: run['size'] for run in s.study.meta['runs']}
+    return {size_of[run] for run, stage in costs.stages_of(s)
+            if stage == WRITER[PERCEIVED] and run in size_of and _method(s, run) == method}

@@ -108,7 +108,7 @@ def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
     try:
         for scale in SCALES:
             names, shares = grids.all_factors(s, ends, scale)
-            setting = ' x '.join(names) + flips.without_brief(ends)
+            setting = ' x '.join(names) + flips.left_out(ends)
             rows += _share_rows('all factors', setting, shares, scale)
     except (Missing, TableError) as reason:
         notes.append(f'all factors: skipped: {reason}')

@@ -228,7 +228,8 @@ def best_text(result: dict[str, Any]) -> str:
             clear = f', {"clearly" if gain.low > 0 else "not clearly"} above its {result["base"]}'
         lines.append(f'{size}: {best["arm"]} '
                     f'({best["readers"][result["reader"]].value:.2f}{clear})')
-    return f'What {result["reader"]} answers best from. {"; ".join(lines)}.'
+    floor = '' if result['floor'] is None else f' The best guess has {result["floor"]:.2f}.'
+    return f'What {result["reader"]} answers best from. {"; ".join(lines)}.{floor}'
 
 
 def by_flops(result: dict[str, Any]) -> figures.Drawing:
@@ -256,6 +257,8 @@ def by_flops(result: dict[str, Any]) -> figures.Drawing:
             handles[row['arm']] = axis.errorbar(
                 [row['flops']], [x.value], yerr=ends, fmt=MARKS[place % len(MARKS)], ms=6,
                 color=colours[place % len(colours)], capsize=3, elinewidth=1)
+        if result['floor'] is not None:
+            handles['best guess'] = axis.axhline(result['floor'], color=GREY, lw=1.1)
         axis.set(ylim=(-.03, 1.03), title=size, ylabel='accuracy', xlabel='training FLOPs')
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
         axis.margins(x=.15)

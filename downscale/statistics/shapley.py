@@ -96,8 +96,11 @@ def attribute(means: bootstrap.Means, names: Sequence[str],
     """Return {family and 'macro': Shares} of means whose rows are the corners in binary order.
 
     Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
-    On 'log-odds' the macro mean is that of the families' log-odds.
+    On 'log-odds' the macro mean is that of the families' log-odds. ValueError for other rows.
     """
+    if len(means.value) != 2 ** len(names):
+        raise ValueError(f'{len(means.value)} corners are not those of {len(names)} factors with '
+                         f'two levels each, {2 ** len(names)}')
     means = bootstrap.with_macro(log_odds(means) if scale == 'log-odds' else means)
     return {task: _shares(means, column, names, scale) for column, task in enumerate(means.groups)}
 

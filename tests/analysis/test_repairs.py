@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from downscale.analysis import claims, measures, repairs, synth
+from downscale.analysis import claims, flips, grids, measures, repairs, synth
 from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing
 from downscale.analysis.varied.repair_table import side_by_side
@@ -17,6 +17,7 @@ from downscale.commands import main
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.stage_config import PolicySettings
+from downscale.statistics.shapley import attribute
 
 # {arm: (kind of text, change of the cell, stage, gain in visual families, by own reader only)}
 GAINS = {'more': .04, 'grpo': .02, 'rejection': 0.}
@@ -172,8 +173,9 @@ def test_a_repair_that_cost_more_is_in_doubt_and_one_that_cost_less_is_not_if_it
                                                      'think')
     # Of the writers alone: reasoners are the same on both sides.
     arms = repairs.arms(scored(tmp_path / 'dear'))
-    spent = np.mean([arm.flops for arm in arms if arm.method == 'grpo'])
-    assert dear.doubt.startswith(f'grpo has {spent:.4g} ') and not dear.one_sided
+    small = next(arm for arm in arms if arm.method == 'grpo')
+    assert dear.doubt.startswith(f'{small.size.name}: grpo has {small.flops:.4g} ')
+    assert not dear.one_sided
     # The nearest is the plain extraction: 100 steps on top of it are next to nothing.
     cheap = claims.CONTRASTS['grpo_minus_extraction'](scored(study(tmp_path / 'cheap', 100)),
                                                       'think')
@@ -193,6 +195,33 @@ def test_the_report_shows_them_and_says_which_is_best(planted, tmp_path):
         table = list(csv.DictReader(file))
     assert len(table) == 2 * 5 * 2 and {row['reader'] for row in table} == set(result['readers'])
     assert (out / 'repairs.png').stat().st_size > 5000
+    assert 0 < result['floor'] < 1 and f'The best guess has {result["floor"]:.2f}.' in html
+
+
+def test_a_size_that_was_not_read_is_not_left_out_of_the_mean(planted, tmp_path):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    large = scored(planted).sizes[-1]
+    for path in folder.glob('evaluations/*-grpo/items.parquet'):
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if row['p_run'] not in large.runs]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(Missing, match=f"texts by 'grpo' of {large.name} were not read"):
+        claims.CONTRASTS['grpo_minus_extraction'](scored(folder), 'think')
+
+
+def test_a_third_kind_of_text_is_no_level_of_a_factor(planted):
+    """Two factors of two levels: of three kinds of text the corners would be mixed up."""
+    s = scored(planted)
+    panels = {name: grids.corners(s, groups) for name, groups in grids.panels(s).items()}
+    assert {kind for kind, _ in panels} == {'caption', 'extraction', 'perceived'}
+    names, shares = grids.all_factors(s, panels)
+    two = {name: panel for name, panel in panels.items() if name[0] != 'perceived'}
+    assert (names, shares) == grids.all_factors(s, two)
+    assert flips.left_out(panels) == ' (perceived left out)' and flips.left_out(two) == ''
+    with pytest.raises(ValueError, match='3 corners are not those of 2 factors'):
+        attribute(measures.means_of(s, [s_cells for s_cells in list(
+            grids.panels(s)['caption', 'think'].values())[:3]])[1], ('a', 'b'))
 
 
 def test_a_study_without_repairs_has_no_such_section(tmp_path):

@@ -148,7 +148,7 @@ def test_it_costs_what_its_own_stage_cost(study):
     assert flops[1] - flops[0] == own > 0
     found = claims.CONTRASTS['explained_minus_joint'](s, 'think')
     assert found.by_size.keys() == {'w32d2'}
-    assert found.doubt.startswith('explained has ') and 'training FLOPs' in found.doubt
+    assert found.doubt.startswith('w32d2: explained has ') and 'training FLOPs' in found.doubt
     assert not found.one_sided
 
 

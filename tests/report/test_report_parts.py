@@ -260,7 +260,7 @@ def test_brief_captions_are_in_every_table_or_said_to_be_left_out(tmp_path):
     costed, _ = measure_rows.pareto_rows(s, 'inference_flops')
     for rows in (grid, shared, costed):
         assert any('brief' in row.setting for row in rows)
-    assert any(row.table == 'all factors' and row.setting.endswith('(brief captions left out)')
+    assert any(row.table == 'all factors' and row.setting.endswith('(brief left out)')
                for row in shared)
     found = report._results(s)[0]
     for name in ('grid', 'flips'):

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.analysis import measures
+from downscale.analysis import accuracy, measures
 from downscale.analysis.contrasts import EQUAL, families_of, over
 from downscale.analysis.measures import Missing, Scored
 from downscale.analysis.repairs import arms, cells_of, nearest, of_arms, readers_of
@@ -12,7 +12,8 @@ from downscale.statistics import inference
 
 
 def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
-    """Return the arms of every size: a dict of 'mode', 'base', 'reader', 'readers' and 'rows'.
+    """Return the arms of every size: a dict of 'mode', 'base', 'reader', 'readers', 'rows'
+    and 'floor', what the best guess earns in visual families.
 
     A row has size, arm, method, flops, tokens of a text, 'readers' {size: Interval of accuracy in
     visual families}, and, read by the largest: 'gain' over the base (the plain caption, or else
@@ -34,10 +35,20 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
         raise Missing('no reasoner of a plain cell read them')
     plain = {arm.kind for arm in made if not arm.changes}
     base = next((kind for kind in (CAPTION, EXTRACTION) if kind in plain), None)
-    result = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers, 'rows': []}
+    result = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers,
+              'floor': _floor(s), 'rows': []}
     for arm in made:
         result['rows'].append(_row(both, arm, made, result))
     return result
+
+
+def _floor(s):
+    """Return what the best guess earns in visual families; None where no model was asked alone."""
+    try:
+        visual = accuracy.by_kind(s)['kinds'].get('visual')
+    except Missing:
+        return None
+    return visual and visual['guesses']['floor']
 
 
 def _row(s, arm, made, result):
