@@ -11,13 +11,14 @@ What follows was written down before the first run of these settings. All claims
 families, thinking readers, the mean over both sizes, five seeds; two-sided 95 % intervals over
 seeds and pictures; none is adjusted for the others. A claim whose sides differ in training FLOPs by
 over a tenth is not decided unless the cheaper side wins. Nothing is left out; the run ends when all
-cells are there. `quick` is not part of it.
+cells are there. `quick` is seed 0 of the smaller size, and was run first.
 
 Command:   downscale study experiments/micro_repair.py            (two sizes, five seeds)
            downscale study experiments/micro_repair.py:quick      (one size, one seed)
 Hardware:  2 CPU cores, 4 GiB
-Time:      not measured; about 7 minutes of a core for each size and seed
-Expect:    not known. In one earlier run of `quick`, with other settings, more extraction was best
+Time:      46 minutes of two cores that did other work too
+Expect:    claims about GRPO, rejection sampling and pairs contradicted, the one about explaining
+           open; see docs/results/repair/README.md
 """
 from ml_collections import ConfigDict
 
