@@ -228,9 +228,8 @@ def all_factors(s: Scored, ends: dict[tuple[str, str], Corners],
                 scale: str = 'accuracy') -> tuple[tuple[str, ...], dict[str, Shares]]:
     """Return (names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
-    `ends` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
-    every corner was evaluated, over the seeds that all have; `Missing` when that is neither. Other
-    kinds of text are no level of a factor, and left out.
+    `ends` maps (kind of text, mode) to Corners, other kinds than `LEVELS` unused. Of both factors
+    those count of which all corners were evaluated, over the seeds that all have; else `Missing`.
     """
     ends = {name: panel for name, panel in ends.items() if name[0] in LEVELS}
     # In this order 'caption' and 'direct' are the small levels of their factors.

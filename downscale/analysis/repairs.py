@@ -133,8 +133,8 @@ def _by_size(s, groups, names, where, spent=None):
     cells = list(itertools.chain.from_iterable(groups.values()))
     effect = over(s, cells, (np.tile([1, -1], len(groups)) / len(groups), visual))
     doubts = []
-    for size, (one, other) in groups.items():
-        flops = spent[size] if spent else (_flops(s, one), _flops(s, other))
+    for size, both in groups.items():
+        flops = spent[size] if spent else [_flops(s, side) for side in both]
         doubt, one_sided = budget('training FLOPs', *zip(names, flops, strict=True))
         if doubt:
             doubts.append((f'{size}: {doubt}', one_sided))
