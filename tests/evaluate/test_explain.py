@@ -205,6 +205,16 @@ def test_an_explained_answer_that_is_lost_is_missed(study, tmp_path):
         f'w32d2-s0, joint, think, {condition}' for condition in ('blind', 'image', 'shuffled')]
 
 
+def test_explained_answers_do_not_pass_for_answers_at_once_that_are_still_to_come(study, tmp_path):
+    shutil.copytree(study, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run/evaluations/joint-w32d2-s0')
+    s = measures.scored(load_study(tmp_path / 'run'), 50)
+    assert measures.answering_sizes(s) == []
+    assert [way for way in pareto.ways(s) if '->' not in way] == ['joint w32d2, explained']
+    views = views_of(open_runs([tmp_path / 'run']))
+    assert 'explained-image' in views and 'sizes-image' not in views
+
+
 # --- claims ---------------------------------------------------------------------------------------
 
 def planted(folder, gain):
