@@ -166,14 +166,14 @@ class Experiment:
         self._check_parametrisation()
         for stage in self.stages:
             # An imported cell may lack a model: said here, and not as an error of shapes later.
-            lacks = None
-            if self.vision is None and (stage.tiles or stage.kind.rows == 'captioned'):
-                lacks = 'vision'
+            sees = stage.tiles or stage.kind.rows == 'captioned'
+            lacks = 'vision' if self.vision is None and sees else None
             if self.language is None:
                 lacks = 'language'
             if lacks:
                 raise ValueError(f'stage {stage.name} needs a model that the cell does not have: '
                                  f'its {lacks} is None')
+            stage.check_chat(self.chat)
         most = self.optimizer.accumulate
         for stage in self.stages:
             # Every bucket is a program of its own, and each is divided into the same micro-batches.

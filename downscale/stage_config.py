@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
+from downscale.data.chat import CHATS
 from downscale.data.scenes.conversations import (
     BLIND,
     LOSS_NORM,
@@ -176,6 +177,14 @@ class Stage:
         self._check_buckets()
         self._check_forks()
         self._check_policy()
+
+    def check_chat(self, chat: str) -> None:
+        """Raise ValueError where a chat, a name of `CHATS`, would drop thoughts that are learnt."""
+        # What is left of an earlier reply would teach to answer at once.
+        if self.kind.explains and self.turns > 1 and chat in CHATS and any(CHATS[chat].thought):
+            raise ValueError(f'stage {self.name}: chat {chat!r} keeps the thought of the last '
+                             f'reply alone, and this stage learns one in each of {self.turns}; set '
+                             'its turns to 1, or choose another chat')
 
     def _check_policy(self):
         policy = self.policy

@@ -13,6 +13,7 @@ import numpy as np
 
 from downscale.results.factors import apart
 from downscale.results.study import Cell, Paired, Study, pair
+from downscale.stage_table import JOINT
 from downscale.statistics import bootstrap
 from downscale.statistics.two_way import Seeds
 
@@ -152,11 +153,14 @@ def families(s: Scored) -> list[str]:
 def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
     """Return the cells where the vision-language model of this size answered by itself.
 
-    Thinking cells are used only when the study has no direct ones.
+    Thinking cells are used only when the study has no direct ones and no stage that gives such.
     """
     cells = [cell for cell in s.study.cells if not cell.r_run and cell.condition == condition]
     # The mode is that of the whole study: sizes in different modes would not compare.
     direct = any(not cell.thinking for cell in s.study.cells if not cell.r_run)
+    # Where such answers are still to come, explained ones are not to pass for them.
+    direct |= any(not set(JOINT).isdisjoint(names)
+                  for names in s.study.meta.get('stages', {}).values())
     return sorted(cell for cell in cells if cell.p_run in size.runs
                   and cell.thinking == (not direct))
 

@@ -197,30 +197,45 @@ def repairs(result: dict[str, Any], out: Path) -> str:
                f'{result["reader"]} reads it ({result["mode"]}), against the FLOPs behind its '
                'writer. Bars: 95 %. repairs.png, repairs.csv')
     readers = result['readers']
-    head = ('size', 'text', 'FLOPs', 'tokens', *(f'read by {name}' for name in readers),
-            f'minus {base}', 'share of the drop', 'minus extraction of equal FLOPs')
+    over_base = (f'minus {base}', 'share of the drop') if base else ()
+    head = ('size', 'text', 'FLOPs', 'tokens', 'seeds', *(f'read by {name}' for name in readers),
+            *over_base, 'minus extraction of equal FLOPs')
     rows = []
     for row in result['rows']:
         flops = '–' if row['flops'] is None else f'{row["flops"]:.3g}'
-        rows.append([row['size'], row['arm'], flops, row['tokens'],
-                     *(row['readers'].get(name) for name in readers), row['gain'],
-                     row['repaired'], row['equal'] and row['equal']['gain']])
-    notes = (f'Share of the drop: what is gained over the plain {base} of this size, as a share of '
-             'what that loses from the largest size to this one; without ends where it may have '
-             'lost nothing. Equal FLOPs: the extraction of nearest training FLOPs, within a tenth. '
+        gains = (row['gain'], row['repaired']) if base else ()
+        rows.append([row['size'], row['arm'], flops, row['tokens'], _seeds(row),
+                     *(row['readers'].get(name) for name in readers), *gains,
+                     row['equal'] and row['equal']['gain']])
+    notes = ('Differences are over the seeds that both have. Equal FLOPs: the extraction of '
+             'nearest training FLOPs, within a tenth. '
              'A text that helps one reader only has learnt that reader: compare the columns.')
+    if base:
+        notes = (f'Share of the drop: what is gained over the plain {base} of this size, as a '
+                 'share of what that loses from the largest size to this one; without ends where '
+                 f'it may have lost nothing. {notes}')
     return (page.paragraph(best_text(result)) + page.figure(svg, caption)
             + page.details('Table', page.table(head, rows) + page.paragraph(notes, 'soft')))
 
 
+def _seeds(row):
+    """Return how many seeds of an arm were read, the most by any reader; 0 for none."""
+    return max((x.seeds for x in row['readers'].values()), default=0)
+
+
 def best_text(result: dict[str, Any]) -> str:
-    """Say of each size which text is read best, and whether it is clearly above the base."""
+    """Say of each size which text is read best, and whether it is clearly above the base.
+
+    Texts of fewer seeds than others of their size are not compared with those.
+    """
     lines = []
     for size in dict.fromkeys(row['size'] for row in result['rows']):
         rows = [row for row in result['rows']
                 if row['size'] == size and result['reader'] in row['readers']]
         if not rows:
             continue
+        most = max(row['readers'][result['reader']].seeds for row in rows)
+        rows = [row for row in rows if row['readers'][result['reader']].seeds == most]
         best = max(rows, key=lambda row: row['readers'][result['reader']].value)
         gain = best['gain']
         clear = ''

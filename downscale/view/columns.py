@@ -13,6 +13,16 @@ SHOWN = {'image': 'with the picture', 'blind': 'without a picture',
          'shuffled': 'with the picture of another question'}
 
 
+def _explained(s, size, condition):
+    """Return the cells of a size that explained, where others of the study answered at once."""
+    cells = measures.explained_cells(s, size, condition)
+    return [] if cells == measures.joint_cells(s, size, condition) else cells
+
+
+# How sizes answer by themselves: name of the view: (how its title goes on, which cells).
+ALONE = {'sizes': ('', measures.joint_cells), 'explained': (', explained', _explained)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One column: its heading, and who answered in it under each seed."""
@@ -60,25 +70,27 @@ def _first(seeded):
 def _sizes(run):
     """Yield (name, title, columns) for each condition that sizes answered by themselves."""
     s = run.scored
-    for condition in SHOWN:
-        columns = []
-        for size in s.sizes:
-            cells = measures.joint_cells(s, size, condition)
-            if cells:
-                columns.append((size.name, _first(measures.by_seed(s, cells))))
-        if columns:
-            yield f'sizes-{condition}', f'Sizes {SHOWN[condition]}', columns
+    for name, (how, cells_of) in ALONE.items():
+        for condition in SHOWN:
+            columns = []
+            for size in s.sizes:
+                cells = cells_of(s, size, condition)
+                if cells:
+                    columns.append((size.name, _first(measures.by_seed(s, cells))))
+            if columns:
+                yield f'{name}-{condition}', f'Sizes {SHOWN[condition]}{how}', columns
 
 
 def _conditions(run):
-    """Yield (name, title, columns) for each size that was asked under several conditions."""
+    """Yield (name, title, columns) for each size that was asked in several ways."""
     s = run.scored
     for size in s.sizes:
         columns = []
-        for condition in SHOWN:
-            cells = measures.joint_cells(s, size, condition)
-            if cells:
-                columns.append((condition, _first(measures.by_seed(s, cells))))
+        for how, cells_of in ALONE.values():
+            for condition in SHOWN:
+                cells = cells_of(s, size, condition)
+                if cells:
+                    columns.append((f'{condition}{how}', _first(measures.by_seed(s, cells))))
         if len(columns) > 1:
             yield f'size-{size.name}', f'Conditions of {size.name}', columns
 

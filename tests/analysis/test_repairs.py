@@ -14,6 +14,7 @@ from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing
 from downscale.analysis.varied.repair_table import side_by_side
 from downscale.commands import main
+from downscale.report import factor_section
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.stage_config import PolicySettings
@@ -239,3 +240,41 @@ def test_claims_about_repairs_that_nobody_tried_are_absent(tmp_path):
     for method in ('grpo', 'rejection'):
         with pytest.raises(Missing, match=f"no size has texts by '{method}'"):
             claims.CONTRASTS[f'{method}_minus_extraction'](s, 'think')
+
+
+def only(planted, folder, wanted):
+    """A copy of the planted study in which only the `wanted` rows of items are there."""
+    shutil.copytree(planted, folder)
+    for path in folder.glob('evaluations/*/items.parquet'):
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if wanted(row)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+        if not rows:
+            path.unlink()
+    return folder
+
+
+def test_an_arm_that_lacks_seeds_says_so_and_is_not_called_best(planted, tmp_path):
+    folder = only(planted, tmp_path / 'study', lambda row: '-s0-steps8000' in row['p_run']
+                  or not row['p_run'].endswith('steps8000'))
+    result = side_by_side(scored(folder))
+    small, _ = result['readers']
+    assert result['rows'][4]['arm'] == 'extraction, steps8000'
+    assert f'{small}: perceived (' in factor_section.best_text(result)
+    html = factor_section.repairs(result, tmp_path)
+    assert '<td data-v="1">1' in html and '<td data-v="3">3' in html and '>seeds' in html
+
+
+def test_without_a_plain_base_nothing_is_said_of_one(planted, tmp_path):
+    folder = only(planted, tmp_path / 'study', lambda row: row['text_kind'] == 'perceived')
+    result = side_by_side(scored(folder))
+    assert result['base'] is None
+    assert 'None' not in factor_section.repairs(result, tmp_path)
+
+
+def test_one_text_that_was_not_read_yet_does_not_change_how_all_are_read(planted, tmp_path):
+    small = scored(planted).sizes[0]
+    folder = only(planted, tmp_path / 'study', lambda row: not (
+        row['thinking'] and row['text_kind'] == 'caption' and row['p_run'] in small.runs))
+    result = side_by_side(scored(folder))
+    assert result['mode'] == 'think' and not result['rows'][0]['readers']

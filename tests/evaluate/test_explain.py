@@ -1,5 +1,6 @@
 """One model that writes what it sees and thinks, then answers: its rows, answers, costs, claims."""
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from roots import ROOT
 from downscale.analysis import absent, claims, costs, measures, pareto, synth
 from downscale.analysis.measures import Missing
 from downscale.commands import main
+from downscale.data.chat import CHATS, render
 from downscale.data.records import THINK
 from downscale.data.scenes import clutter_conversations, conversations
 from downscale.data.scenes.clutter_facts import NOTHING, knowledge
@@ -21,6 +23,8 @@ from downscale.experiment.expansion import cells_of
 from downscale.results.items import read_items
 from downscale.results.study import Cell, load_study
 from downscale.study.tasks import tasks_of
+from downscale.view.columns import views_of
+from downscale.view.runs import open_runs
 
 SETTINGS = ('data.train=64', 'data.validation=1', 'data.test=2', 'evaluation.scenes=2',
             'data.similarity_share=0.0')
@@ -93,6 +97,25 @@ def test_what_would_teach_it_to_invent_is_refused(settings, message):
     assert len(str(error.value)) <= 300
 
 
+def test_a_chat_that_drops_the_thoughts_of_earlier_replies_is_refused():
+    """What would be left of them are answers at once, learnt by the stage that is to explain."""
+    def of_chat(turns):
+        config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), (*SETTINGS,
+                                                                              'chat=qwen3'))
+        with config.unlocked():
+            del config['platform']
+            config.stages.explain = {**config.stages.instruct.to_dict(), 'turns': turns}
+        return cells_of(config, [{'size': 'w32d2', 'seed': 0}])[-1]
+    with pytest.raises(ValueError, match="chat 'qwen3' keeps the thought of the last .* turns to"):
+        of_chat(5)
+    # One question a conversation keeps its thought.
+    cell = of_chat(1)
+    talk = conversations.MIXTURES['explain'](small.library(), 3, np.random.default_rng(0),
+                                             small.WORLD, cell.stage('explain').turns, ' ')
+    learnt = [text for text, weight in render(CHATS['qwen3'], talk.turns) if weight]
+    assert len(learnt) == 1 and all(mark in learnt[0] for mark in THINK)
+
+
 # --- a study of it --------------------------------------------------------------------------------
 
 def test_it_is_asked_beside_the_joint_model_and_waits_for_its_own_stage():
@@ -139,6 +162,28 @@ def test_its_answers_stand_behind_a_thought_and_the_report_tells_them_apart(stud
     assert {('joint', 'direct'), ('joint', 'think')} <= ways
 
 
+def test_the_explorer_shows_its_answers_with_their_thoughts_beside_answers_at_once(study, tmp_path):
+    shutil.copytree(study, tmp_path / 'run')
+    path = tmp_path / 'run/evaluations/explained-w32d2-s0/items.parquet'
+    table = pq.read_table(path)
+    # A model this young closes its thoughts at once.
+    rows = [{**row, 'thought': 'a ring is seen'} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    out = tmp_path / 'items'
+    assert main.main(['view', str(tmp_path / 'run'), '--bundle', str(out)]) == 0
+    pages = list((out / 'items').glob('*.html'))
+    assert pages
+    for page in pages:
+        _, _, explained = page.read_text().partition('<h3>Sizes with the picture, explained</h3>')
+        assert 'a ring is seen' in explained.partition('</table>')[0]
+    views = views_of(open_runs([study]))
+    of_views = {name: [column.label for column in view.columns] for name, view in views.items()}
+    assert of_views['sizes-image'] == of_views['explained-image'] == ['w32d2']
+    assert {'image', 'image, explained'} <= set(of_views['size-w32d2'])
+    column, = views['explained-image'].columns
+    assert column.cells == {0: Cell('w32d2-s0', '', '', True, 'image')}
+
+
 def test_it_costs_what_its_own_stage_cost(study):
     s = measures.scored(load_study(study), 50)
     at_once, explained = (Cell('w32d2-s0', '', '', thinking, 'image') for thinking in (False, True))
@@ -153,12 +198,21 @@ def test_it_costs_what_its_own_stage_cost(study):
 
 
 def test_an_explained_answer_that_is_lost_is_missed(study, tmp_path):
-    import shutil
     shutil.copytree(study, tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run/evaluations/explained-w32d2-s0')
     s = measures.scored(load_study(tmp_path / 'run'), 50)
     assert [name for name, _ in absent.absent(s)] == [
         f'w32d2-s0, joint, think, {condition}' for condition in ('blind', 'image', 'shuffled')]
+
+
+def test_explained_answers_do_not_pass_for_answers_at_once_that_are_still_to_come(study, tmp_path):
+    shutil.copytree(study, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run/evaluations/joint-w32d2-s0')
+    s = measures.scored(load_study(tmp_path / 'run'), 50)
+    assert measures.answering_sizes(s) == []
+    assert [way for way in pareto.ways(s) if '->' not in way] == ['joint w32d2, explained']
+    views = views_of(open_runs([tmp_path / 'run']))
+    assert 'explained-image' in views and 'sizes-image' not in views
 
 
 # --- claims ---------------------------------------------------------------------------------------

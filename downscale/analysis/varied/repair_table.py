@@ -28,7 +28,7 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
     readers = readers_of(s)
     modes = []
     for name in ('think', 'direct'):
-        read = [reader for reader in readers if cells_of(both, made[0], reader, name)]
+        read = any(cells_of(both, arm, reader, name) for arm in made for reader in readers)
         if read and mode in ('', name):
             modes.append(name)
     if not modes:
