@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from downscale.config import Experiment
+from downscale.data.chat import render
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
+from downscale.data.records import THINK
+from downscale.data.scenes.conversations import ask
 from downscale.data.scenes.dataset import build, folder_of, source
 from downscale.data.scenes.kinds import kind_of
 from downscale.data.scenes.sampler import Library, Sampler
@@ -162,6 +165,8 @@ def sampler_of(study: PathLike, experiment: Experiment,
     """Return the sampler of a stage, and the seed of its stream."""
     # By name: each stage has an order of its own, and cells of one seed read the same rows.
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+    if stage.kind.explains:
+        _check_thoughts(experiment.chat_of(stage.name), stage)
     encoder = encoder_of(study, experiment, stage.name)
     if stage.mixture:
         return CorpusSampler(corpus(stage.mixture), encoder, stage.recipe, stage.shape,
@@ -174,6 +179,16 @@ def sampler_of(study: PathLike, experiment: Experiment,
         shape=stage.shape,
         buckets=stage.buckets,
     ), seed
+
+
+def _check_thoughts(chat, stage):
+    """Raise ValueError where a chat drops thoughts that a stage learns; an imported one may."""
+    turns = ask('what', f'that {THINK[1]} a', thinking=True) * stage.turns
+    learnt = [text for text, weight in render(chat, turns) if weight]
+    if not all(THINK[1] in text for text in learnt):
+        raise ValueError(f'stage {stage.name}: the chat template drops thoughts that are to be '
+                         f'learnt from the {stage.turns} replies of a conversation; choose a '
+                         'built-in chat, or, where it keeps that of the last reply, turns of 1')
 
 
 def sizes_of(stage: Stage, sampler: Sampler | CorpusSampler, seed: int) -> np.ndarray:

@@ -18,10 +18,12 @@ from downscale.data.scenes import clutter_conversations, conversations
 from downscale.data.scenes.clutter_facts import NOTHING, knowledge
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.dataset import scene_example
+from downscale.data.templates import Template
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.results.items import read_items
 from downscale.results.study import Cell, load_study
+from downscale.stages import inputs
 from downscale.study.tasks import tasks_of
 from downscale.view.columns import views_of
 from downscale.view.runs import open_runs
@@ -114,6 +116,23 @@ def test_a_chat_that_drops_the_thoughts_of_earlier_replies_is_refused():
                                              small.WORLD, cell.stage('explain').turns, ' ')
     learnt = [text for text, weight in render(CHATS['qwen3'], talk.turns) if weight]
     assert len(learnt) == 1 and all(mark in learnt[0] for mark in THINK)
+
+
+def test_an_imported_template_that_drops_thoughts_is_refused(tmp_path, monkeypatch):
+    text = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content']WHAT }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    cell = cells({})[-1]
+
+    def sampler(what):
+        form = Template(text=text.replace('WHAT', what), ends=('<|im_end|>',))
+        monkeypatch.setattr(type(cell), 'chat_of', lambda self, stage: form)
+        inputs.sampler_of(tmp_path, cell, cell.stage('explain'))
+    with pytest.raises(ValueError, match='the chat template drops thoughts') as error:
+        sampler(".split('</think>')[-1]")
+    assert len(str(error.value)) <= 300
+    # What keeps them gets as far as the tokenizer that nobody has trained here.
+    with pytest.raises(FileNotFoundError, match='tokenizer'):
+        sampler('')
 
 
 # --- a study of it --------------------------------------------------------------------------------
