@@ -1,5 +1,5 @@
 """Repairs side by side: every way to write a text, what its readers answer, and what it cost."""
-from itertools import product
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
     readers = readers_of(s)
     modes = []
     for name in ('think', 'direct'):
-        read = any(cells_of(both, arm, reader, name) for arm, reader in product(made, readers))
+        pairs = itertools.product(made, readers)
+        read = any(cells_of(both, arm, reader, name) for arm, reader in pairs)
         if read and mode in ('', name):
             modes.append(name)
     if not modes:
