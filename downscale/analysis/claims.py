@@ -13,7 +13,7 @@ from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
-from downscale.statistics import bootstrap
+from downscale.statistics import bootstrap, inference
 from downscale.statistics.two_way import FEW_SEEDS
 from downscale.values import from_dict, unknown
 
@@ -129,7 +129,9 @@ def judge(s: Scored) -> list[dict[str, Any]]:
     """Return a verdict, a dict, for each claim of the study, or of `CLAIMS` if it declared none.
 
     Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
-    failed, with the reason), contrast, test, threshold, where, by_size and registered.
+    failed, with the reason), contrast, test, threshold, where, by_size and registered. `p` is of a
+    t test that the effect lies at the threshold, `p_holm` adjusted for all claims that are judged.
+    Verdicts follow the interval alone; both are NaN without a t interval.
     """
     declared = s.study.meta.get('claims')
     # A study without a reasoner that can be read still answers the claims about joint models.
@@ -137,8 +139,22 @@ def judge(s: Scored) -> list[dict[str, Any]]:
         reasoner = gate(s)
     except TableError as reason:
         reasoner = {'modes': {}, 'line': f'Not interpretable on the reasoning side: {reason}'}
-    return [{**_judge(s, claim, reasoner), 'registered': declared is not None}
+    rows = [{**_judge(s, claim, reasoner), 'registered': declared is not None}
             for claim in (CLAIMS if declared is None else read(declared))]
+    # What cannot be judged is no test, and makes the others no harder.
+    tested = [row['p'] if row['verdict'] != 'not interpretable' else np.nan for row in rows]
+    for row, p_holm in zip(rows, inference.holm(tested), strict=True):
+        row['p_holm'] = float(p_holm)
+    return rows
+
+
+def p_value(claim: Claim, x: bootstrap.Interval) -> float:
+    """Return the two-sided p that an effect lies just where its claim turns."""
+    at = claim.threshold
+    # An equivalence turns at both ends of its band: the nearer one decides.
+    if claim.test == 'equivalent':
+        at = float(np.copysign(at, x.value))
+    return inference.p_of(x, at)
 
 
 def _judge(s, claim, reasoner):
@@ -152,7 +168,8 @@ def _judge(s, claim, reasoner):
         # A claim that cannot be judged is listed all the same, with the reason.
         blank = dict.fromkeys(('effect', 'low', 'high'))
         return {**row, **blank, 'n': 0, 'clusters': 0, 'seeds': 0, 'method': '', 'where': '',
-                'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason)}
+                'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason),
+                'p': np.nan}
     x = contrast.effect
     verdict, reason = verdict_of(claim, x, contrast.doubt, contrast.one_sided)
     # The effect is shown all the same, with what a failed gate says instead of a verdict.
@@ -162,7 +179,7 @@ def _judge(s, claim, reasoner):
     by_size = {size: asdict(interval) for size, interval in contrast.by_size.items()}
     return {**row, 'effect': x.value, 'low': x.low, 'high': x.high, 'n': x.n,
             'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': contrast.where,
-            'by_size': by_size, 'verdict': verdict, 'reason': reason}
+            'by_size': by_size, 'verdict': verdict, 'reason': reason, 'p': p_value(claim, x)}
 
 
 def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',

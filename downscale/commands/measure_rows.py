@@ -12,7 +12,7 @@ from downscale.analysis import drops, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing, Row, Scored
 from downscale.results.items import TableError
-from downscale.statistics import bootstrap, inference, power, two_way
+from downscale.statistics import bootstrap, inference, power, proportions, two_way
 from downscale.statistics.shapley import SCALES
 
 FEW_DISCORDANT = 25   # below this many changed answers a bootstrap is too coarse: Newcombe as well
@@ -256,7 +256,7 @@ def _item_rows(setting, task, x, paired):
     rows = [_row('differences', setting, task, 'p, exact McNemar (items alone)',
                  inference.mcnemar(first, second))]
     if np.sum(first != second) < FEW_DISCORDANT:
-        low, high = inference.newcombe(first, second)
+        low, high = proportions.newcombe(first, second)
         rows.append(Row(table='differences', setting=setting, family=task,
                         what='difference (items alone)', value=x.value, low=low, high=high,
                         n=x.n, clusters=x.n, method='Newcombe'))

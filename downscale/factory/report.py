@@ -16,7 +16,8 @@ from downscale.factory.quality import CHECKS
 from downscale.output import page
 from downscale.results.samples import lines
 from downscale.runtime.files import write_bytes, write_json
-from downscale.statistics.bootstrap import Interval, wilson
+from downscale.statistics.bootstrap import Interval
+from downscale.statistics.proportions import wilson
 
 SHOWN = 6  # accepted pictures in the gallery, and of each check that rejects
 SIDE = 256  # pixels of a picture

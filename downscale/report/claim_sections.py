@@ -23,9 +23,10 @@ def claims(result: Any, out: Path) -> str:
               'thresholds of this program.')
     return page.details('Effect, threshold, seeds and gate of every claim', page.paragraph(
         f'{origin} Effects are differences of accuracy (1 is all questions), b a rank '
-        'correlation. A claim is judged by its whole 95 % interval; each on its own, so that of '
-        'many claims about nothing some would be called supported. Fewer seeds than declared: '
-        'inconclusive.', 'soft') + claim_table.in_full(result))
+        'correlation. A claim is judged by its whole 95 % interval, each on its own; of many '
+        'claims about nothing some would be called supported, hence p beside it, adjusted for '
+        'all of them: that the effect lies just where the claim turns. Fewer seeds than '
+        'declared: inconclusive.', 'soft') + claim_table.in_full(result))
 
 
 def shares(result: Any, out: Path, links: ItemLinks) -> str:

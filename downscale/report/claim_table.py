@@ -20,8 +20,9 @@ def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any],
     """
     reach = _reach(rows)
     body = ''.join(_row(row, reach, links.of_claim(row['contrast'])) for row in rows)
-    head = '<th>verdict<th>claim<th>effect, 95 % interval<th class="bar"><span></span>'
-    notes = ''.join(f'<li>{page.escape(note)}' for note in _notes(rows, gate))
+    head = ('<th>verdict<th>claim<th>effect, 95 % interval<th class="bar"><span></span>'
+            '<th>p (Holm)')
+    notes = ''.join(f'<li>{page.escape(note)}' for note in [*_notes(rows, gate), *weak(rows)])
     return (f'<table class="claims"><thead><tr>{head}<tbody>{body}</table>'
             + (f'<ul class="notes">{notes}</ul>' if notes else '')
             + '<p class="notes">Each claim has questions, sizes and conditions of its own, so an '
@@ -36,7 +37,8 @@ def _row(row, reach, address):
     text = page.link(address, page.escape(row['text']))
     return (f'<tr id="claim-{name}"><td class="verdict {kind}">{mark} {page.escape(row["verdict"])}'
             f'<td class="text">{text} <span class="soft">({name})</span>'
-            f'<td class="effect">{page.escape(effect)}<td class="bar">{_bar(row, reach)}')
+            f'<td class="effect">{page.escape(effect)}<td class="bar">{_bar(row, reach)}'
+            f'{page.cell(row["p_holm"])}')
 
 
 def _interval(row):
@@ -89,6 +91,16 @@ def _notes(rows, gate):
             for reason, ids in by_reason.items()]
 
 
+def weak(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return which decided claims another claim or two more would have left open, as one line."""
+    decided = [row for row in rows if row['verdict'] in ('supported', 'contradicted')]
+    names = [row['id'] for row in decided if row['p_holm'] >= .05]
+    if not names:
+        return []
+    return [f'{", ".join(names)}: decided by the interval, but adjusted for all claims of this '
+            'table (Holm) p is .05 or more.']
+
+
 def gate_reason(gate: dict[str, Any]) -> str:
     """Return in one sentence why pairs of perception and reasoner may not be read."""
     if not gate['reasoner']:
@@ -119,6 +131,8 @@ def _facts(row):
     """Return one claim with everything that it was judged by, as HTML."""
     kind, mark = MARKS[row['verdict']]
     facts = [('effect', _interval(row)), ('supported if', _asked(row)),
+             ('p', f'{page.number(row["p"], 4)}, adjusted for all claims (Holm) '
+                   f'{page.number(row["p_holm"], 4)}' if row['p'] == row['p'] else ''),
              ('seeds', str(row['seeds'])),
              ('questions', f'{row["n"]:,} in {row["clusters"]:,} clusters'),
              ('gate', row['gate'].partition(':')[0]), ('where', row['where'])]

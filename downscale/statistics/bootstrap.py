@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from downscale.statistics import two_way
+from downscale.statistics import proportions, two_way
 from downscale.statistics.two_way import ONE_SEED, Seeds
 
 Column = np.ndarray | Sequence  # one entry for each item, or for each group
@@ -24,7 +24,8 @@ class Interval:
     """A number, its 95 % interval, and how many items, clusters and seeds stand behind it.
 
     The interval covers the choice of seeds where there are `FEW_SEEDS` or more. For a mean over
-    families `clusters` is the `effective` number.
+    families `clusters` is the `effective` number. `error` is the standard error and `degrees` those
+    of its t distribution, both NaN where the interval is of another kind.
     """
     value: float
     low: float
@@ -33,6 +34,8 @@ class Interval:
     clusters: int
     method: str
     seeds: int = 1
+    error: float = np.nan
+    degrees: float = np.nan
 
     @property
     def half(self) -> float:
@@ -264,12 +267,13 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         return replace(known, low=float(bounds[0]), high=float(bounds[1]))
     # 1. What varies: seeds and pictures, or pictures alone.
     ends = _two_way_ends if over.shown else _picture_ends
-    low, high, method = ends(value, draws, clusters, level, over)
+    low, high, method, error, degrees = ends(value, draws, clusters, level, over)
     # 2. Nothing does: what was not seen may still happen.
     if not high - low >= 1e-9:
-        margin = wilson(0, clusters, level)[1]
+        margin = proportions.wilson(0, clusters, level)[1]
         low = value - margin
         high = value + margin
+        error = degrees = np.nan
         method = 'Wilson bound on unseen change'
         if over.shown:
             method += f' of pictures; {over.count} seeds agree'
@@ -279,29 +283,35 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         edge = value * (2 * ((1 - level) / 2) ** (1 / clusters) - 1)
         low = min(low, edge)
         high = max(high, edge)
+        error = degrees = np.nan
         method += ' and sign test'
     known = without_ends(value, n, clusters, method, over.count)
-    return replace(known, low=float(max(low, bounds[0])), high=float(min(high, bounds[1])))
+    return replace(known, low=float(max(low, bounds[0])), high=float(min(high, bounds[1])),
+                   error=float(error), degrees=float(degrees))
 
 
 def _two_way_ends(value, draws, clusters, level, over):
-    """Return (low, high, method) of a number over seeds and pictures."""
-    reach, degrees = two_way.reach(draws, over, clusters, level)
-    return value - reach, value + reach, f'two-way t over {over.count} seeds, {degrees:.0f} degrees'
+    """Return (low, high, method, error, degrees) of a number over seeds and pictures."""
+    error, degrees = two_way.error(draws, over, clusters)
+    reach = two_way.reach(error, degrees, level)
+    method = f'two-way t over {over.count} seeds, {degrees:.0f} degrees'
+    return value - reach, value + reach, method, error, degrees
 
 
 def _picture_ends(value, draws, clusters, level, over):
-    """Return (low, high, method) of a number over pictures alone."""
+    """Return (low, high, method, error, degrees) of a number over pictures alone."""
     from scipy import stats  # half a second, which no page without an interval should wait for
     draws = draws[np.isfinite(draws)]
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
-    if clusters >= FEW:
-        return low, high, 'cluster bootstrap'
-    # Few clusters: joined with a t interval. Bootstrap variance is short by (n - 1) / n.
+    # Bootstrap variance is short by (n - 1) / n.
     spread = draws.std() * np.sqrt(clusters / (clusters - 1))
-    reach = stats.t.ppf(1 - tail, clusters - 1) * spread
-    return min(low, value - reach), max(high, value + reach), 'cluster bootstrap and t'
+    method = 'cluster bootstrap'
+    if clusters < FEW:
+        reach = stats.t.ppf(1 - tail, clusters - 1) * spread
+        low, high = min(low, value - reach), max(high, value + reach)
+        method += ' and t'
+    return low, high, method, spread, clusters - 1
 
 
 def without_ends(value: float, n: int, clusters: int, method: str, seeds: int = 1) -> Interval:
@@ -334,17 +344,3 @@ def paired_difference(first: Column, second: Column, clusters: Column,
     return interval(means.value[0, 0] - means.value[1, 0],
                     means.draws[:, 0, 0] - means.draws[:, 1, 0], means.n[0], means.clusters[0],
                     bounds=(-1, 1))
-
-
-def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval (low, high) for one proportion of independent trials."""
-    if n == 0:
-        return 0.0, 1.0
-    from scipy import stats
-    z = stats.norm.ppf((1 + level) / 2)
-    share = successes / n
-    # The shares p with |share - p| <= z sqrt(p (1 - p) / n) lie between the roots of a quadratic.
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    reach = z / scale * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))

@@ -12,40 +12,6 @@ NEAR = 5        # a denominator closer to zero than this many standard errors ne
 FEW_RUNS = FEW_SEEDS
 
 
-def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Return Newcombe's interval (low, high) of the difference of two paired shares that are right.
-
-    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635): Wilson's limits of each share, put
-    together with the correlation of the pairs. Items stand alone; a picture with several questions
-    needs `bootstrap.paired_difference`.
-    """
-    first = np.asarray(first) > 0.5
-    second = np.asarray(second) > 0.5
-    n = len(first)
-    both = int(np.sum(first & second))
-    neither = int(np.sum(~first & ~second))
-    won = int(np.sum(first & ~second))
-    lost = int(np.sum(~first & second))
-    margins = float((both + won) * (lost + neither)) * float((both + lost) * (won + neither))
-    product = both * neither - won * lost
-    if product > 0:
-        product = max(product - n / 2, 0)  # continuity; a negative correlation stays as it is
-    phi = product / np.sqrt(margins) if margins else 0.0
-    p = (both + won) / n
-    q = (both + lost) / n
-    p_low, p_high = bootstrap.wilson(both + won, n, level)
-    q_low, q_high = bootstrap.wilson(both + lost, n, level)
-    # The difference is lowest where the first share is low and the second high, and conversely.
-    down = _joined(p - p_low, q_high - q, phi)
-    up = _joined(p_high - p, q - q_low, phi)
-    return float(p - q - down), float(p - q + up)
-
-
-def _joined(a, b, phi):
-    """Return the reach of a difference from the reaches of its two sides, correlated by `phi`."""
-    return (a * a - 2 * phi * a * b + b * b) ** .5
-
-
 def mcnemar(first: bootstrap.Column, second: bootstrap.Column) -> float:
     """Return the exact two-sided p that right answers move as often one way as the other.
 
@@ -88,6 +54,16 @@ def p_value(value: float, draws: np.ndarray, clusters: int, over: Seeds = ONE_SE
     degrees = two_way.error(draws, over, clusters)[1] if over.shown else clusters - 1
     p = 2 * stdtr(degrees, -abs(value) / error)
     return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
+
+
+def p_of(x: bootstrap.Interval, at: float = 0.) -> float:
+    """Return the two-sided p of a t test that a number is `at`, by its own error and degrees.
+
+    NaN where the interval is no t interval.
+    """
+    if not x.error > 0:
+        return np.nan
+    return float(2 * stdtr(x.degrees, -abs(x.value - at) / x.error))
 
 
 def holm(p_values: bootstrap.Column) -> np.ndarray:

@@ -127,13 +127,10 @@ def error(rows: np.ndarray, seeds: Seeds, clusters: int) -> tuple[float, float]:
     return float(np.sqrt(total[0, 0])), float(degrees[0])
 
 
-def reach(rows: np.ndarray, seeds: Seeds, clusters: int,
-          level: float = .95) -> tuple[float, float]:
-    """Return (half the width of the t interval, degrees of freedom) of a number with rows [N]."""
+def reach(standard_error: float, degrees: float, level: float = .95) -> float:
+    """Return half the width of the t interval."""
     from scipy.special import stdtrit
-    standard_error, degrees = error(rows, seeds, clusters)
-    wide = stdtrit(degrees, (1 + level) / 2) * standard_error if standard_error > 0 else 0.
-    return float(wide), degrees
+    return float(stdtrit(degrees, (1 + level) / 2) * standard_error) if standard_error > 0 else 0.
 
 
 def sample(rows: np.ndarray, seeds: Seeds, seed: int | tuple = 0) -> np.ndarray:

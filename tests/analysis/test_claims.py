@@ -6,12 +6,14 @@ import fake_study as fake
 import numpy as np
 import pytest
 from fake_study import fake_study
+from scipy import stats
 from scipy.stats import binom
 
 from downscale.analysis import claims, grids, measures, synth
 from downscale.analysis.claims import CLAIMS, Claim, verdict_of
 from downscale.analysis.planted.study import NOTHING, Planted
 from downscale.commands import main
+from downscale.report import claim_table
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
@@ -34,6 +36,38 @@ def around(low, high, seeds=3):
     (ALIKE, -.2, .2, 'inconclusive')])
 def test_the_whole_interval_decides(claim, low, high, verdict):
     assert verdict_of(claim, around(low, high))[0] == verdict
+
+
+@pytest.mark.parametrize(('claim', 'value', 'at'), [
+    (GREATER, .2, .1), (GREATER, -.2, .1), (ALIKE, .02, .1), (ALIKE, -.3, -.1)])
+def test_p_is_of_the_place_where_a_claim_turns(claim, value, at):
+    x = bootstrap.Interval(value=value, low=0, high=0, n=1, clusters=9, method='', seeds=5,
+                           error=.05, degrees=4)
+    assert claims.p_value(claim, x) == pytest.approx(
+        2 * stats.t.sf(abs(value - at) / .05, 4))
+    assert np.isnan(claims.p_value(claim, around(.2, .3)))  # of a bound that no t interval gave
+
+
+def test_p_agrees_with_the_interval_and_holm_counts_the_claims_that_were_judged(planted):
+    rows = judged(planted.folder)
+    tested = [row for row in rows.values() if row['p'] == row['p']]
+    assert len(tested) > 4
+    for row in tested:
+        at = row['threshold'] if row['test'] == 'greater' else np.copysign(.05, row['effect'])
+        clipped = max(abs(row['low']), abs(row['high'])) == 1
+        assert clipped or (row['p'] < .05) == (not row['low'] <= at <= row['high'])
+    counted = [row for row in tested if row['verdict'] != 'not interpretable']
+    least = min(counted, key=lambda row: row['p'])
+    assert least['p_holm'] == pytest.approx(min(1, len(counted) * least['p']))
+    assert all(np.isnan(row['p_holm']) for row in rows.values()
+               if row['verdict'] == 'not interpretable')
+
+
+def test_a_claim_that_another_would_have_left_open_is_named():
+    row = {'id': 'a', 'verdict': 'supported', 'p_holm': .08}
+    said, = claim_table.weak([row, row | {'id': 'b', 'p_holm': .01}])
+    assert said.startswith('a: decided by the interval')
+    assert claim_table.weak([row | {'verdict': 'inconclusive'}, row | {'p_holm': np.nan}]) == []
 
 
 def test_seeds_that_are_missing_leave_a_claim_open_unless_it_said_otherwise():
@@ -176,6 +210,9 @@ def test_a_failed_gate_leaves_numbers_and_takes_their_meaning(tmp_path):
         assert rows[name]['verdict'] == 'not interpretable'
         assert rows[name]['gate'].startswith('failed (think)') and rows[name]['effect'] is not None
     assert rows['a']['gate'].startswith('passed') and rows['a']['verdict'] == 'inconclusive'
+    # What was not judged is no test: its p is shown, and makes the others no harder.
+    assert any(row['p'] == row['p'] for row in map(rows.get, 'cef'))
+    assert all(np.isnan(rows[name]['p_holm']) for name in 'cef')
 
 
 def test_what_has_no_data_is_not_interpretable_with_the_reason(tmp_path):

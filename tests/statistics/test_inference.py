@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from downscale.statistics import bootstrap, inference
+from downscale.statistics import bootstrap, inference, proportions
 
 PICTURES, QUESTIONS = 60, 4
 CLUSTERS = np.repeat(np.arange(PICTURES), QUESTIONS)
@@ -24,16 +24,16 @@ def _counts(both, first, second, neither):
 
 def test_newcombe_matches_published_examples():
     # Newcombe 1998, Stat Med 17:2635, method 10; Fagerland et al. 2014 (airway reactivity)
-    assert inference.newcombe(*_counts(36, 12, 2, 0)) == pytest.approx((.0569, .3404), abs=1e-4)
-    assert inference.newcombe(*_counts(1, 1, 7, 12)) == pytest.approx((-.507, -.026), abs=1e-3)
+    assert proportions.newcombe(*_counts(36, 12, 2, 0)) == pytest.approx((.0569, .3404), abs=1e-4)
+    assert proportions.newcombe(*_counts(1, 1, 7, 12)) == pytest.approx((-.507, -.026), abs=1e-3)
 
 
 def test_newcombe_has_width_when_nothing_differs_and_turns_with_the_models():
-    low, high = inference.newcombe(*_counts(30, 0, 0, 0))
+    low, high = proportions.newcombe(*_counts(30, 0, 0, 0))
     assert low < 0 < high
     first, second = _counts(10, 9, 2, 5)
-    low, high = inference.newcombe(first, second)
-    assert inference.newcombe(second, first) == pytest.approx((-high, -low))
+    low, high = proportions.newcombe(first, second)
+    assert proportions.newcombe(second, first) == pytest.approx((-high, -low))
 
 
 def test_paired_clustered_intervals_cover_as_often_as_they_say():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from downscale.statistics import bootstrap, inference
+from downscale.statistics import bootstrap, inference, proportions
 
 PICTURES, QUESTIONS = 200, 5
 CLUSTERS = np.repeat(np.arange(PICTURES), QUESTIONS)
@@ -110,7 +110,7 @@ def test_no_interval_has_zero_width_when_all_answers_agree(clusters):
     ones, names = np.ones(clusters), np.arange(clusters)
     found = bootstrap.mean_ci(ones, names, bootstraps=200, bounds=(0, 1))
     assert found.high == 1
-    assert found.low == pytest.approx(bootstrap.wilson(clusters, clusters)[0])
+    assert found.low == pytest.approx(proportions.wilson(clusters, clusters)[0])
     change = bootstrap.paired_difference(ones, ones, names, bootstraps=200)
     assert change.low < 0 < change.high
 
@@ -164,8 +164,8 @@ def test_few_clusters_widen_the_interval():
 
 def test_wilson_matches_the_published_example():
     # Newcombe 1998, table I: 81 of 263, method 3
-    assert bootstrap.wilson(81, 263) == pytest.approx((.2553, .3662), abs=1e-4)
-    assert bootstrap.wilson(0, 20)[0] == 0
+    assert proportions.wilson(81, 263) == pytest.approx((.2553, .3662), abs=1e-4)
+    assert proportions.wilson(0, 20)[0] == 0
 
 
 def test_mcnemar_is_the_exact_binomial_of_the_discordant_pairs():
@@ -178,6 +178,19 @@ def test_mcnemar_is_the_exact_binomial_of_the_discordant_pairs():
 def test_holm_steps_down_and_keeps_the_order():
     np.testing.assert_allclose(inference.holm([.01, .04, .03, .005]), [.03, .06, .06, .02])
     assert inference.holm([.9, .8]).max() == 1
+
+
+def test_the_p_of_an_interval_is_below_5_per_cent_just_where_it_leaves_a_number_out():
+    rng = np.random.default_rng(3)
+    hits = rng.random((1, 400)) < .6
+    names = np.arange(400)
+    means = bootstrap.group_means(hits, np.zeros(400, int), names,
+                                  bootstrap.resample(names, 4000))
+    x = bootstrap.interval(means.value[0, 0], means.draws[:, 0, 0], 400, 400)
+    assert inference.p_of(x, x.low - .01) < .05 < inference.p_of(x, x.low + .01)
+    assert inference.p_of(x, x.value) == 1
+    alike = bootstrap.interval(1., np.ones(50), 50, 50)  # nothing varies: no t interval
+    assert np.isnan(inference.p_of(alike, .5))
 
 
 def test_a_small_family_weighs_by_its_share_of_the_variance_and_intervals_cover():

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from downscale.statistics.bootstrap import mean_ci, wilson
+from downscale.statistics.bootstrap import mean_ci
+from downscale.statistics.proportions import wilson
 
 
 def mean_of(scores: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
