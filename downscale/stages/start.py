@@ -3,7 +3,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from downscale.config import Experiment
+from downscale.config import Experiment, load
 from downscale.experiment.references import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
@@ -13,6 +13,7 @@ from downscale.runtime.mounts import origin_of
 from downscale.sharding import mesh, shardings
 from downscale.stage_config import Stage
 from downscale.stages.models import groups_of, model_of
+from downscale.stages.shrinking import standard
 from downscale.train import loop
 from downscale.train.checkpoint import load_params
 from downscale.train.state import abstract
@@ -52,6 +53,9 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage,
         if name in experiment.imports:
             # Of a mounted folder straight from the bucket: a mount reads in order, not in parts.
             params |= load_params(origin_of(experiment.imports[name]), stored, [name])
+    if 'language' in params and 'language' in experiment.imports:
+        # A run of a muP study: what it multiplies by stands in none of its tensors.
+        params = standard(params, load(experiment.imports['language']))
     # 3. Parents, each checkpoint opened once for all the groups that come from it.
     for reference in sorted(set(stage.parents.values())):
         wanted = [name for name, parent in stage.parents.items()

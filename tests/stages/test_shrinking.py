@@ -17,8 +17,9 @@ from downscale.experiment.file import open_cells
 from downscale.results.study import load_study
 from downscale.results.trained import read_stages
 from downscale.runtime.files import read_json
+from downscale.sharding import mesh
 from downscale.shrink.quantise import on_grid
-from downscale.sizes import BASE
+from downscale.sizes import BASE, Parametrisation
 from downscale.stage_config import Stage
 from downscale.stages import training
 from downscale.stages.folders import folder_of
@@ -153,6 +154,26 @@ def test_a_trained_stage_is_measured_on_its_own_texts_and_starts_another_study(s
         stages=(HEAL,)), HEAL)
     for group in ('language', 'tower', 'connector'):
         jax.tree.map(np.testing.assert_array_equal, begun[group], params[group])
+
+
+def test_a_run_of_a_mup_study_starts_another_with_what_it_computes(study):
+    """What muP multiplies by stands in no tensor: a study of its weights alone was another model.
+    """
+    source = study / 'cells/w32d2-s0/instruct'
+    model, before, _, cell = downscale.load(source)
+    assert model.growth != BASE
+    heir = dataclasses.replace(cell, name='heir-s0', parametrisation=Parametrisation(),
+                               imports=dict.fromkeys(('language', 'tower', 'connector'),
+                                                     str(source)), stages=(HEAL,))
+    begun = start_params('unused', heir, HEAL)
+    np.testing.assert_array_equal(begun['language']['embedding_VD'],
+                                  8 * before['language']['embedding_VD'])
+    gain = model.growth.output / 8  # the embedding is the head as well
+    np.testing.assert_allclose(begun['language']['final_norm']['scale_D'],
+                               gain * before['language']['final_norm']['scale_D'])
+    jax.tree.map(np.testing.assert_array_equal, begun['tower'], before['tower'])
+    placed = start_params('unused', heir, HEAL, mesh(2, 2, 1))
+    jax.tree.map(np.testing.assert_array_equal, placed, begun)
 
 
 HEAL = Stage(name='instruct', steps=1, batch=1, length=72, tiles=1, parents={},
