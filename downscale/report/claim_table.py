@@ -21,7 +21,7 @@ def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any],
     reach = _reach(rows)
     body = ''.join(_row(row, reach, links.of_claim(row['contrast'])) for row in rows)
     head = ('<th>verdict<th>claim<th>effect, 95 % interval<th class="bar"><span></span>'
-            '<th>p (Holm)')
+            '<th>all claims (Holm)')
     notes = ''.join(f'<li>{page.escape(note)}' for note in [*_notes(rows, gate), *weak(rows)])
     return (f'<table class="claims"><thead><tr>{head}<tbody>{body}</table>'
             + (f'<ul class="notes">{notes}</ul>' if notes else '')
@@ -38,7 +38,14 @@ def _row(row, reach, address):
     return (f'<tr id="claim-{name}"><td class="verdict {kind}">{mark} {page.escape(row["verdict"])}'
             f'<td class="text">{text} <span class="soft">({name})</span>'
             f'<td class="effect">{page.escape(effect)}<td class="bar">{_bar(row, reach)}'
-            f'{page.cell(row["p_holm"])}')
+            f'<td class="soft">{page.escape(_p(row["p_holm"]))}')
+
+
+def _p(value):
+    """Return a p value as the page prints it, '' where there is no test."""
+    if value != value:
+        return ''
+    return 'p < 0.001' if value < .0005 else f'p {page.number(value, 3)}'  # never zero
 
 
 def _interval(row):
@@ -131,8 +138,7 @@ def _facts(row):
     """Return one claim with everything that it was judged by, as HTML."""
     kind, mark = MARKS[row['verdict']]
     facts = [('effect', _interval(row)), ('supported if', _asked(row)),
-             ('p', f'{page.number(row["p"], 4)}, adjusted for all claims (Holm) '
-                   f'{page.number(row["p_holm"], 4)}' if row['p'] == row['p'] else ''),
+             ('by itself', _p(row['p'])), ('with all claims (Holm)', _p(row['p_holm'])),
              ('seeds', str(row['seeds'])),
              ('questions', f'{row["n"]:,} in {row["clusters"]:,} clusters'),
              ('gate', row['gate'].partition(':')[0]), ('where', row['where'])]
