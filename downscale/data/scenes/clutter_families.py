@@ -44,11 +44,13 @@ def _look_up(family, world, scene):
 def _content(world, scene):
     """Return what stands at each place that is taken."""
     asks = []
-    for obj in scene.objects:
+    for k, obj in enumerate(scene.objects):
         shown = records([obj])
+        # A text tells what a thing is before it tells where: so all of them are read up to it.
+        read = ' '.join(f'{each.cell} {each.shape}' for each in scene.objects[:k + 1])
         asks.append(Draft(text=f'what is at {obj.cell}', answer=obj.shape,
                           information=f'look at {obj.cell}', extraction=shown,
-                          trace=f'{shown} shape {obj.shape}'))
+                          trace=f'{shown} shape {obj.shape}', scan=f'{read} {END} {obj.shape}'))
     return asks
 
 
@@ -175,10 +177,16 @@ def _exists(world, scene):
     for color, shape in [*there[:n], *apart]:
         like = [obj for obj in scene.objects if obj.shape == shape]
         answer = 'yes' if (color, shape) in there else 'no'
+        words = []
+        total = 0
+        for obj in scene.objects:
+            total += (obj.color, obj.shape) == (color, shape)
+            words.append(f'{obj.shape} {obj.color} {total}')
         asks.append(Draft(
             text=f'is there a {color} {shape}', answer=answer,
             information=f'look at all {shape} things', extraction=placed(like),
-            trace=f'{shape} {_counted(like, "color", color)}'))
+            trace=f'{shape} {_counted(like, "color", color)}',
+            scan=' '.join([*words, f'{END} total {total}'])))
     return asks
 
 

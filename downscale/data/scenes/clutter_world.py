@@ -64,7 +64,7 @@ class Clutter:
     families: Annotated[tuple[Annotated[str, Choice(NAMES, 'family')], ...],
                         Several(1, 'the families of questions that are asked')] = NAMES
     seed: Annotated[int, Range(0, 2 ** 63 - 1, 'seed of the world')] = 0
-    version: str = '1.1.0'
+    version: str = '1.2.0'
 
     def __post_init__(self):
         check(self)

@@ -244,6 +244,30 @@ def test_a_thought_about_a_chain_reads_every_thing_and_keeps_the_nearest():
     assert steps > 200
 
 
+def test_a_thought_about_a_caption_reads_what_it_tells_in_its_order():
+    """To look for a thing by what is told behind its beginning was not learnt."""
+    counted = {'yes': 0, 'no': 0}
+    for scene in SCENES:
+        things = [(obj.color, obj.shape) for obj in scene.objects]
+        for q in asked(scene, ('exists',), ALL):
+            *_, color, shape = q.text.split()
+            *words, _, total = q.trace.scan.replace(' ;', '').split()
+            assert list(zip(words[1::3], words[::3])) == things
+            so_far = [str(things[:k + 1].count((color, shape))) for k in range(len(things))]
+            assert words[2::3] == so_far and total == so_far[-1]
+            assert (total != '0') == (q.answer == 'yes')
+            counted[q.answer] += 1
+        for q in asked(scene, ('content',), ALL):
+            read, found = q.trace.scan.split(' ; ')
+            words = read.split()
+            told = [(f'{column} {row}', shape)
+                    for column, row, shape in zip(words[::3], words[1::3], words[2::3])]
+            assert told == [(obj.cell, obj.shape) for obj in scene.objects[:len(told)]]
+            # It ends at the place that is asked about.
+            assert q.text == f'what is at {told[-1][0]}' and told[-1][1] == found == q.answer
+    assert min(counted.values()) > 20
+
+
 def number(word):
     """A column or a row as a number."""
     return int(word) if word.isdigit() else ord(word) - 96
