@@ -242,6 +242,19 @@ def test_claims_about_repairs_that_nobody_tried_are_absent(tmp_path):
             claims.CONTRASTS[f'{method}_minus_extraction'](s, 'think')
 
 
+def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
+    folder = only(planted, tmp_path / 'study', lambda row: not (
+        row['text_kind'] == 'perceived' and not row['p_run'].endswith('methodrejection')))
+    for path in folder.glob('cells/*-methodrejection/perceive/experiment.json'):
+        value = read_json(path)
+        value['stages'][0]['policy'].update(method='grpo', scrambled=True)
+        write_json(path, value)
+    s = scored(folder)
+    assert {arm.method for arm in repairs.arms(s) if arm.kind == 'perceived'} == {'scrambled grpo'}
+    with pytest.raises(Missing, match="texts by 'grpo' of .* were not read"):
+        claims.CONTRASTS['grpo_minus_extraction'](s, 'think')
+
+
 def only(planted, folder, wanted):
     """A copy of the planted study in which only the `wanted` rows of items are there."""
     shutil.copytree(planted, folder)
