@@ -71,7 +71,7 @@ class Rollouts:
         self.first = {}
         self.pending = deque()
         self.metrics = {}
-        self.seconds = dict.fromkeys(('writing', 'reward', 'scoring'), 0.0)
+        self.seconds = dict.fromkeys(('update', 'writing', 'reward', 'scoring'), 0.0)
         self.alarmed = set()
 
     def _groups(self):
@@ -103,6 +103,9 @@ class Rollouts:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        begun = time.perf_counter()
+        jax.block_until_ready(self.params)  # of the step before: no writing waits for it below
+        self.seconds['update'] += time.perf_counter() - begun
         if not self.pending:
             self._write()
         rows, arrays, then_BL, costs_BL = self.pending.popleft()
@@ -144,7 +147,7 @@ class Rollouts:
         return step % self.policy.updates == 0 and processes.stop(step)
 
     def shares(self, seconds: float) -> dict[str, float]:
-        """Return the shares of so many seconds that went into writing, rewards and scoring."""
+        """Return the shares of so many seconds that went into updates, writing, rewards, scoring."""
         return {f'{name}_share': spent / seconds for name, spent in self.seconds.items()}
 
     def close(self) -> None:

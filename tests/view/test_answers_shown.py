@@ -58,6 +58,9 @@ def test_answers_without_the_question_are_a_view_of_their_own(folder, tmp_path):
     column, = views['caption-question_hidden'].columns
     assert column.label == 'w16d2 → w64d4' and 'the question hidden' in (
         views['caption-question_hidden'].title)
+    # Nothing that compares answers to a question holds them.
+    assert {cell.condition for cell in run.scored.study.hidden.cells} == {'question_hidden'}
+    assert 'question_hidden' not in {cell.condition for cell in run.scored.study.cells}
     before = views_of(open_runs([folder]))
     assert {name: [(column.label, column.cells) for column in view.columns]
             for name, view in views.items() if name != 'caption-question_hidden'} == {
