@@ -77,7 +77,8 @@ class Evaluation:
     files (see `downscale benchmark` and `evaluate/question_files.py`), `images` to the folders of
     their pictures, `information` to files that say what to look at and `scorers` to who judges;
     with any, they take the place of the scenes, and `scenes` is how many questions of each (0:
-    all). Without any and with no `scenes`, nothing is asked.
+    all). Without any and with no `scenes`, nothing is asked. With `question_hidden` reasoners also
+    read every text without its question, and answer at once: what they have right is in the text.
     """
     scenes: Annotated[int, Range(0, COUNT, 'scenes, or questions of each benchmark')] = 0
     batch: Annotated[int, Range(1, 2 ** 20, 'rows that are written at once')] = 128
@@ -98,9 +99,13 @@ class Evaluation:
     information: dict[str, str] = dataclasses.field(default_factory=dict)
     images: dict[str, str] = dataclasses.field(default_factory=dict)
     scorers: dict[str, str] = dataclasses.field(default_factory=dict)
+    question_hidden: bool = False
 
     def __post_init__(self):
         check(self)
+        if self.question_hidden and not (self.texts and False in self.thinking):
+            raise ValueError('evaluation.question_hidden has reasoners answer at once from texts '
+                             'alone; name `texts`, and False among `thinking`, or leave it out')
         if BRIEF in self.texts and not {CAPTION, EXTRACTION} <= set(self.texts):
             raise ValueError(f'evaluation.texts: {BRIEF!r} is cut from a caption to the length of '
                              'an extraction; ask for both as well')
@@ -285,10 +290,6 @@ class Experiment:
         if not self.evaluation.scorers:
             del value['evaluation']['scorers']  # as with parametrisation
         del value['budget']  # a label changes nothing
-        if self.origin is None:
-            del value['origin']
-        if self.attention == 'auto':
-            del value['attention']
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
         text = json.dumps(value, sort_keys=True)
@@ -298,16 +299,20 @@ class Experiment:
 def _stored(experiment):
     """Return a cell as plain values; fields that came later are left out at their old meaning."""
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
-    if not experiment.trained_as:
-        del value['trained_as']
-    if not experiment.evaluation.budget:
-        del value['evaluation']['budget']
+    for key, old in (('trained_as', ''), ('origin', None), ('attention', 'auto')):
+        if value[key] == old:  # a checkpoint's fingerprint covers the rest
+            del value[key]
+    for key in ('budget', 'question_hidden'):
+        if not value['evaluation'][key]:
+            del value['evaluation'][key]
     for stage in value['stages']:
         for key in ('blind', 'decay', 'forks', 'trunk'):
             if not stage[key]:
                 del stage[key]
         if stage['name'] != 'perceive':
             del stage['policy']
+        elif not stage['policy']['scrambled']:
+            del stage['policy']['scrambled']
         if not stage['teacher']:
             del stage['teacher'], stage['distil']
         if STAGES[stage['name']].loss != 'none':
@@ -318,12 +323,7 @@ def _stored(experiment):
 
 def save(experiment: Experiment, folder: PathLike) -> None:
     """Write `folder/experiment.json`."""
-    value = _stored(experiment)
-    if experiment.origin is None:  # as in the files of before there was one
-        del value['origin']
-    if experiment.attention == 'auto':  # likewise: a checkpoint's fingerprint covers this file
-        del value['attention']
-    write_json(place(folder) / 'experiment.json', value)
+    write_json(place(folder) / 'experiment.json', _stored(experiment))
 
 
 def load(folder: PathLike) -> Experiment:

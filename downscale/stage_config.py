@@ -52,7 +52,8 @@ class PolicySettings:
     'grpo', the distance from what the stage starts from, and is the beta of 'dpo'; 0 asks for no
     such distance. Of `tries` times as many questions those are kept first whose group disagrees.
     `updates` steps are taken with what was written at once. `questions` is a file of one's own
-    questions, in the place of those of the scenes.
+    questions, in the place of those of the scenes. `scrambled` is a control: every group is paid
+    what the next group of its batch earned, so that rewards say nothing about what was written.
     """
     reasoners: Annotated[tuple[str, ...], Several(1, 'who answers from what is written')] = (
         'reason',)
@@ -70,6 +71,7 @@ class PolicySettings:
     tries: Annotated[int, Range(1, 64, 'questions that are tried for one that is kept')] = 1
     updates: Annotated[int, Range(1, 1024, 'steps with what was written at once')] = 1
     questions: str = ''
+    scrambled: bool = False
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -85,6 +87,9 @@ class PolicySettings:
         if self.method == 'dpo' and not self.kl:
             raise ValueError("policy.kl is the beta of 'dpo', and 0 would teach nothing; give it "
                              'a value such as 0.1')
+        if self.scrambled and self.method == 'distil':
+            raise ValueError("policy.scrambled mixes up rewards, and 'distil' has none; leave it "
+                             'out, or choose another method')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,10 @@ class Stage:
             raise ValueError(f'stage {self.name}: batch {self.batch} is no whole number of groups '
                              f'of {policy.group} ({self.batch} % {policy.group} = '
                              f'{self.batch % policy.group})')
+        if policy.scrambled and self.batch == policy.group:
+            raise ValueError(f'stage {self.name}: policy.scrambled pays a group what another of '
+                             f'its batch earned, and a batch of {self.batch} rows is one group of '
+                             f'{policy.group}; raise batch or lower policy.group')
         # Between two writings the model that wrote is gone: nothing could be resumed there.
         for name, value in (('steps', self.steps), ('save_every', self.save_every)):
             if value % policy.updates:

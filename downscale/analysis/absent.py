@@ -8,10 +8,12 @@ is missing in part.
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from downscale.analysis.measures import Scored, seed_of_run, size_of_run
+from downscale.results.items import HIDDEN
 from downscale.results.study import Cell
 from downscale.results.study_file import read_object
 from downscale.results.text_kinds import SOURCE_STAGE
@@ -25,13 +27,20 @@ def absent(s: Scored) -> list[tuple[str, str]]:
     evaluated = set(s.study.cells)
     runs = _Runs(s)
     # 1. Whole evaluations that others of their kind, or what was declared, ask for.
-    wanted = _joint(evaluated, runs, s) | _pairs(evaluated, runs, s)
-    missing = [(name_of(cell), 'not there') for cell in wanted - evaluated]
+    pairs = _pairs(evaluated, runs, s)
+    hidden = set(s.study.hidden.cells) if s.study.hidden else set()
+    wanted = _joint(evaluated, runs, s) | pairs
+    if hidden or any(plan.get('question_hidden') for plan in _declared(s, ('reason',))):
+        wanted |= {cell._replace(condition=HIDDEN) for cell in pairs if not cell.thinking}
+    missing = [(name_of(cell), 'not there') for cell in wanted - evaluated - hidden]
     # 2. Parts of evaluations. Joint models and readers may have been asked different questions.
     for decoupled in (False, True):
         cells = [cell for cell in evaluated if bool(cell.r_run) == decoupled]
         missing += _in_part(s, cells)
         missing += _of_other_data(s, cells)
+    if hidden:
+        aside = replace(s, study=s.study.hidden)
+        missing += _in_part(aside, hidden) + _of_other_data(aside, hidden)
     return sorted(missing)
 
 
@@ -59,8 +68,10 @@ def name_of(cell: Cell) -> str:
     if not cell.r_run:
         mode = ', think' if cell.thinking else ''
         return f'{cell.p_run}, joint{mode}, {cell.condition}'
-    return (f'{cell.p_run or "gold"} -> {cell.r_run}, {cell.text_kind}, '
-            f'{"think" if cell.thinking else "direct"}')
+    mode = 'think' if cell.thinking else 'direct'
+    if cell.condition == HIDDEN:
+        mode = 'the question hidden'
+    return f'{cell.p_run or "gold"} -> {cell.r_run}, {cell.text_kind}, {mode}'
 
 
 def sentence(missing: Sequence[tuple[str, str]]) -> str:

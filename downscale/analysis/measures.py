@@ -80,9 +80,8 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
         note = (f'{len(left_out)} runs differ from others in more than size and seed and '
                 f'are in no number of sizes, only in those of factors and rates: '
                 f'{", ".join(sorted(left_out))}')
-        cells = {cell: rows for cell, rows in study.cells.items()
-                 if not left_out & {cell.p_run, cell.r_run}}
-        study = replace(study, notes=(*study.notes, note), cells=cells)
+        hidden = study.hidden and _without(study.hidden, left_out)
+        study = replace(_without(study, left_out), notes=(*study.notes, note), hidden=hidden)
     # One set of draws for every number: the difference of any two of them is then paired.
     return Scored(
         study=study,
@@ -90,6 +89,12 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
         resamples=bootstrap.resample(study.items['cluster_id'], bootstraps, seed),
         whole=whole,
     )
+
+
+def _without(study, runs):
+    """Return the study without the cells of some runs."""
+    return replace(study, cells={cell: rows for cell, rows in study.cells.items()
+                                 if not runs & {cell.p_run, cell.r_run}})
 
 
 def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:

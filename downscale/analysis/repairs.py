@@ -24,7 +24,8 @@ from downscale.stage_table import WRITER
 class Arm:
     """One kind of text by the runs of one size that change the same; `flops` of their training.
 
-    `method` is how a writer of perceived texts learnt, '' of others; `flops` None is not known.
+    `method` is how a writer of perceived texts learnt, such as 'grpo' or, where its rewards were
+    those of other descriptions, 'scrambled grpo'; '' of others. `flops` None is not known.
     """
     kind: str
     changes: str
@@ -69,7 +70,9 @@ def arms(s: Scored) -> list[Arm]:
 def _method(s, run):
     """Return the method by which a run's stage 'perceive' learnt; '' where its files are gone."""
     trained = costs.stages_of(s).get((run, WRITER[PERCEIVED]))
-    return '' if trained is None else trained.stage.get('policy', {}).get('method', '')
+    policy = {} if trained is None else trained.stage.get('policy', {})
+    # A control is no method of its own, and no claim about the method may take it for that.
+    return f'scrambled {policy["method"]}' if policy.get('scrambled') else policy.get('method', '')
 
 
 def _writer_flops(s, runs, kind):

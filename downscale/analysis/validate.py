@@ -86,14 +86,18 @@ def _table_errors(root):
 def _pairing_errors(study):
     """Yield what is wrong with cells whose items are not those of the first cell of their kind.
 
-    Joint cells are one kind, those with a reasoner another.
+    Joint cells are one kind, those with a reasoner another, with the question hidden a third.
     """
-    for decoupled in (False, True):
-        cells = sorted(cell for cell in study.cells if bool(cell.r_run) == decoupled)
+    kinds = [(study, [cell for cell in study.cells if bool(cell.r_run) == decoupled])
+             for decoupled in (False, True)]
+    if study.hidden is not None:
+        kinds.append((study.hidden, list(study.hidden.cells)))
+    for of, cells in kinds:
+        cells = sorted(cells)
         # Cells that each have the items of the first have those of one another.
         for cell in cells[1:]:
             try:
-                pair(study, [cells[:1], [cell]])
+                pair(of, [cells[:1], [cell]])
             except TableError as error:
                 yield str(error)
 

@@ -17,6 +17,8 @@ from downscale.results.text_kinds import CAPTION
 
 # One large picture in 37 tiles of 384 pixels is 16 MB; of thousands too many to hold.
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
+# What stands for a question that is hidden, in prompts that speak of one.
+NOT_SHOWN = 'The question is not shown. If the description gives an answer, what is it?'
 
 
 class ShownExample(Protocol):
@@ -73,6 +75,12 @@ class Wording:
         """Return what a reasoner reads: a text in the place of the pictures, and the question."""
         return self.worded.reason('think' if thinking else 'direct', text,
                                   item.bare or item.question.text)
+
+    def reason_hidden(self, text: str) -> str:
+        """Return what a reasoner reads that is told neither the question nor its options."""
+        # Bare words speak of no question, and a closed vocabulary has no words to do so.
+        question = NOT_SHOWN if self.worded.question_start else ''
+        return self.worded.reason('direct', text, question).rstrip()
 
     def hash_parts(self) -> list[str]:
         """Return what a wording adds to the hash of its prompts."""

@@ -1,8 +1,10 @@
 """The decoupled test: a perception model writes, a text-only reasoner reads and answers.
 
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
-perception x reasoner grid costs one description per picture and model.
+perception x reasoner grid costs one description per picture and model. What hands the answer over
+is found twice: by a rule, and by readers from whom the question is hidden.
 """
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from downscale.data.scenes.clutter_conversations import budgeted
 from downscale.data.scenes.clutter_telling import within
 from downscale.data.tokens import Encoder
 from downscale.evaluate.answers import (
+    NOT_SHOWN,
     Asking,
     Item,
     gold_ids,
@@ -21,9 +24,13 @@ from downscale.evaluate.answers import (
 )
 from downscale.generate.replies import Replies, Report
 from downscale.generate.requests import Request
+from downscale.results.items import HIDDEN
 from downscale.values import hash_of
 
 GOLD = ''  # the perception run of the gold-scene control
+# Where nobody has said what a faultless description holds, these words say the answer outright.
+_VERDICT = re.compile(
+    r'\b(?:the|correct|right|final) (?:answer|option|choice)\b|\banswer ?(?:is|:)', re.IGNORECASE)
 Texts = dict[str, str]  # item_id: what is read in the place of the pictures
 
 
@@ -83,19 +90,25 @@ def answer(replies: Replies, experiment: Experiment, items: Sequence[Item],
            report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the items table: this reasoner on every text, directly and thinking.
 
-    `texts` maps (perception run or GOLD, kind) to {item_id: text}.
+    With `evaluation.question_hidden` it also answers directly without having been told the
+    question. `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """
     plan = experiment.evaluation
     encoder = replies.engine.encoder
     wording = wording_of(experiment)
+    modes = ['think' if think else 'direct' for think in plan.thinking]
+    modes += [HIDDEN] * plan.question_hidden
     cells = []
-    for think in plan.thinking:
-        cells += [(run, kind, think) for run, kind in texts]
+    for mode in modes:
+        cells += [(run, kind, mode) for run, kind in texts]
     asked = []
-    for run, kind, think in cells:
+    for run, kind, mode in cells:
         for item in items:
-            prompt = wording.reason(item, texts[run, kind][item.question.item_id], think)
-            asked.append((item, think, prompt))
+            text = texts[run, kind][item.question.item_id]
+            prompt = wording.reason(item, text, mode == 'think')
+            if mode == HIDDEN:
+                prompt = wording.reason_hidden(text)
+            asked.append((item, mode == 'think', prompt))
 
     def request(k):
         item, think, prompt = asked[k]
@@ -108,18 +121,47 @@ def answer(replies: Replies, experiment: Experiment, items: Sequence[Item],
     prompts = [(k, prompt) for k, (_, _, prompt) in enumerate(asked)]  # nothing is seen twice
     written = iter(replies.write('reason', prompts, request, windows, report))
     rows = []
-    for run, kind, think in cells:
-        mode = 'think' if think else 'direct'
-        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash, *wording.hash_parts()])
+    for run, kind, mode in cells:
+        condition = 'image' if run else 'gold_text'
+        parts = ['decoupled', kind, mode == 'think', encoder.chat.hash, *wording.hash_parts()]
+        if mode == HIDDEN:
+            condition = HIDDEN
+            parts += [HIDDEN, NOT_SHOWN]
         asking = Asking(
             eval_id=f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}',
-            condition='image' if run else 'gold_text',
+            condition=condition,
             data_hash=data_hash,
-            prompt_hash=prompt_hash,
+            prompt_hash=hash_of(parts),
             p_run=run,
             r_run=experiment.name,
             text_kind=kind,
-            thinking=think,
+            thinking=mode == 'think',
         )
         rows += [row(item, next(written), asking) for item in items]
     return rows
+
+
+# --- texts that hand the answer over ------------------------------------------------------------
+
+def hands_over(item: Item, text: str) -> bool:
+    """Return whether a description gives the answer itself, in the place of what is seen.
+
+    Of a scene: a word of the answer that its true extraction does not hold. Of other questions: a
+    phrase such as 'the answer is'.
+    """
+    true = item.question.extraction.text
+    if not true:
+        return bool(_VERDICT.search(text))
+    # Most answers are seen, and so part of any good description.
+    held = set(true.split())
+    return any(word in text.split() for word in item.question.answer.split() if word not in held)
+
+
+def handed_over(items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return how many of the texts about pictures hand the answer over, and how many there are.
+
+    `rows` are those of `describe` for `items`.
+    """
+    found = [hands_over(item, row['text']) for item, row in zip(items, rows, strict=True)
+             if item.question.kind == 'visual']
+    return {'handed_over': sum(found), 'texts': len(found)}

@@ -100,6 +100,9 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
         rows = decoupled.describe(replies, experiment, items, name, report)
     # 2. The rows, by one of them, once no other reads what was kept.
     processes.wait()
+    if name in WRITER and experiment.evaluation.question_hidden:
+        processes.once(lambda: write_json(folder / 'handed_over.json',
+                                          decoupled.handed_over(items, rows)))
     processes.once(lambda: _finish(folder, experiment, name, rows, replies))
 
 

@@ -22,7 +22,8 @@ class Description:
     """What was written for `item`: the prompt, the reply, its text, and what came of it.
 
     `solved` is the share of the reasoners that answered rightly from it, `leaks` whether it hands
-    the answer over, and `reward` what it is worth.
+    the answer over, and `reward` what it is worth. `paid_as` is the description whose reward it
+    gets in the place of its own, where rewards are scrambled.
     """
     item: Item
     prompt: Prompt
@@ -31,13 +32,20 @@ class Description:
     solved: float
     leaks: bool
     reward: float
+    paid_as: 'Description | None' = None
+
+    @property
+    def earns(self) -> 'Description':
+        """The description whose reward, and what it solved, are learnt from."""
+        return self.paid_as or self
 
     def told(self) -> dict[str, Any]:
         """Return what people look at, as JSON."""
         question = self.item.question
+        paid = {} if self.paid_as is None else {'paid': self.paid_as.reward}
         return {'item_id': question.item_id, 'question': question.text, 'answer': question.answer,
                 'text': self.text, 'solved': self.solved, 'leaks': self.leaks,
-                'reward': self.reward}
+                'reward': self.reward, **paid}
 
 
 def questions_of(study: PathLike, experiment: Experiment, stage: Stage, seed: int) -> Any:

@@ -1,5 +1,4 @@
 """What a description is worth: whether reasoners that do not see answer rightly from it."""
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,6 @@ from downscale.generate.requests import Request
 from downscale.runtime.files import PathLike
 from downscale.stage_config import PolicySettings, is_stage
 from downscale.train.checkpoint import latest
-
-# Where nobody has said what a faultless description holds, these words say the answer outright.
-_VERDICT = re.compile(
-    r'\b(?:the|correct|right|final) (?:answer|option|choice)\b|\banswer ?(?:is|:)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,20 +51,6 @@ def open_reasoners(study: PathLike, experiment: Experiment, policy: PolicySettin
     for folder in folders:
         latest(folder)  # all of them, before the first is read
     return [Reasoner(open_engine(folder, slots), wording) for folder in folders]
-
-
-def hands_over(item: Item, text: str) -> bool:
-    """Return whether a description gives the answer itself, in the place of what is seen.
-
-    Of a scene: a word of the answer that its true extraction does not hold. Of other questions: a
-    phrase such as 'the answer is'.
-    """
-    true = item.question.extraction.text
-    if not true:
-        return bool(_VERDICT.search(text))
-    # Most answers are seen, and so part of any good description.
-    held = set(true.split())
-    return any(word in text.split() for word in item.question.answer.split() if word not in held)
 
 
 def worth(policy: PolicySettings, solved_B: np.ndarray, leaks_B: np.ndarray,

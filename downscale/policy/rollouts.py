@@ -4,6 +4,7 @@ A stream like any other, but that it is given the parameters before each batch (
 written follows from the parameters, the position in the questions and the seed alone, so that a run
 that goes on from a checkpoint writes the same again. Each process writes for its own rows.
 """
+import dataclasses
 import itertools
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from jax.experimental.multihost_utils import process_allgather
 from downscale.config import Experiment
 from downscale.data.pipeline import packed_batch
 from downscale.data.scenes.clutter_telling import within
+from downscale.evaluate import decoupled
 from downscale.evaluate.answers import wording_of
 from downscale.evaluate.runs import own_mesh
 from downscale.generate.engine import Engine
@@ -69,7 +71,7 @@ class Rollouts:
         self.first = {}
         self.pending = deque()
         self.metrics = {}
-        self.seconds = dict.fromkeys(('writing', 'reward', 'scoring'), 0.0)
+        self.seconds = dict.fromkeys(('update', 'writing', 'reward', 'scoring'), 0.0)
         self.alarmed = set()
 
     def _groups(self):
@@ -81,6 +83,10 @@ class Rollouts:
             raise ValueError(f'stage {self.stage.name}: groups of {G} rows lie across processes, '
                              f'of which this one holds {len(rows)} of {self.stage.batch}; raise '
                              'batch or lower policy.group')
+        if self.policy.scrambled and len(whole) == 1:
+            raise ValueError(f'stage {self.stage.name}: policy.scrambled pays a group what another '
+                             f'of this process earned, which writes one group of {G} rows a batch; '
+                             'raise batch or lower policy.group')
         return len(whole)
 
     # --- what the loop asks ---------------------------------------------------------------------
@@ -97,6 +103,9 @@ class Rollouts:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        begun = time.perf_counter()
+        jax.block_until_ready(self.params)  # of the step before: no writing waits for it below
+        self.seconds['update'] += time.perf_counter() - begun
         if not self.pending:
             self._write()
         rows, arrays, then_BL, costs_BL = self.pending.popleft()
@@ -110,8 +119,8 @@ class Rollouts:
         self.seconds['scoring'] += time.perf_counter() - begun
         written = slopes.Written(
             own_BL=own_BL, now_BL=now_BL, then_BL=then_BL, start_BL=start_BL,
-            reward_B=np.array([row.reward for row in rows]),
-            solved_B=np.array([row.solved for row in rows]))
+            reward_B=np.array([row.earns.reward for row in rows]),
+            solved_B=np.array([row.earns.solved for row in rows]))
         gap = np.abs(then_BL + costs_BL)[own_BL].max()
         about = float(entropy_BL[own_BL].mean()), float(gap)
         if self.policy.method == 'distil':  # the loss is the step's own, of every token alike
@@ -138,7 +147,7 @@ class Rollouts:
         return step % self.policy.updates == 0 and processes.stop(step)
 
     def shares(self, seconds: float) -> dict[str, float]:
-        """Return the shares of so many seconds that went into writing, rewards and scoring."""
+        """Return the shares of so many seconds that went into updates, writing, rewards, scoring."""
         return {f'{name}_share': spent / seconds for name, spent in self.seconds.items()}
 
     def close(self) -> None:
@@ -172,6 +181,9 @@ class Rollouts:
         # A stable order, so that equal groups stay as they came.
         differs = slopes.mixed(np.array([row.reward for row in rows]), policy.group)
         order = np.argsort(~differs, kind='stable')[:wanted]
+        if policy.scrambled:
+            # Behind that choice: a control has the questions of what it is a control for.
+            rows = _scrambled(rows, np.split(order, policy.updates), policy.group)
         # All batches at once: the second is learnt by other parameters than those that wrote it.
         self.pending.extend(self._batches(rows, order))
         self._keep(rows)
@@ -196,7 +208,7 @@ class Rollouts:
         solved_B = np.zeros(len(items))
         for reasoner in self.reasoners:
             solved_B += reasoner.solved(items, texts, self.policy) / len(self.reasoners)
-        leaks_B = np.array([reward.hands_over(item, text) for item, text in zip(items, texts)])
+        leaks_B = np.array([decoupled.hands_over(item, text) for item, text in zip(items, texts)])
         tokens_B = np.array([len(reply.ids) for reply in replies])
         worth_B = reward.worth(self.policy, solved_B, leaks_B, tokens_B)
         self.seconds['reward'] += time.perf_counter() - begun
@@ -242,7 +254,8 @@ class Rollouts:
         means = {'written_tokens': tokens_B, 'leaks': [row.leaks for row in rows],
                  'truncated': [row.reply.truncated for row in rows]}
         if learnt is not None:
-            means |= {'loss': learnt.loss, 'accuracy': written.solved_B, 'clipped': learnt.clipped,
+            means |= {'loss': learnt.loss, 'accuracy': [row.solved for row in rows],
+                      'clipped': learnt.clipped,
                       'reward': written.reward_B, 'mixed_groups': mixed_Q}
         if self.start is not None:
             means['kl'] = slopes.distance(written)
@@ -281,6 +294,20 @@ class Rollouts:
 def _each(values, times):
     """Return a list with each value so many times, one behind the other."""
     return list(itertools.chain.from_iterable(itertools.repeat(value, times) for value in values))
+
+
+def _scrambled(rows, batches, group):
+    """Return rows of which each group is paid what the next of its batch earned.
+
+    The last is paid what the first earned. `batches` are the numbers of their groups. Groups stay
+    whole: as many disagree, and by as much.
+    """
+    paid = list(rows)
+    for groups in batches:
+        for one, other in zip(groups * group, np.roll(groups, -1) * group, strict=True):
+            for k in range(group):
+                paid[one + k] = dataclasses.replace(rows[one + k], paid_as=rows[other + k])
+    return paid
 
 
 def _whole(array):

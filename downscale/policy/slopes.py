@@ -17,8 +17,8 @@ class Written:
 
     `own_BL` marks the tokens that were written. Log-probabilities [B, L] of them: `now_BL` under
     the parameters of this step, `then_BL` under those that wrote, `start_BL` under those that the
-    stage began with (None: nobody asks). `reward_B` is what a row is worth, and `solved_B` the
-    share of the reasoners that answered rightly from it.
+    stage began with (None: nobody asks). `reward_B` is what a row is paid, and `solved_B` the share
+    of the reasoners that answered rightly from what it is paid for.
     """
     own_BL: np.ndarray
     now_BL: np.ndarray

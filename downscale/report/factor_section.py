@@ -282,3 +282,53 @@ def by_flops(result: dict[str, Any]) -> figures.Drawing:
     figure.legend(handles.values(), handles.keys(), loc='lower left', ncols=2, fontsize=8.5,
                   bbox_to_anchor=(0, 1))
     return figure, rows
+
+
+def hidden(result: dict[str, Any], out: Path) -> str:
+    """Return the gist and the table of texts that were read with the question hidden."""
+    readers = result['readers']
+    head = ('size', 'text', *(f'hidden, read by {name}' for name in readers),
+            f'told, {result["reader"]}', 'minus plain extraction', 'minus true extraction',
+            'hand over by rule')
+    rows = []
+    for row in result['rows']:
+        rows.append([row['size'] or '–', row['arm'], *(row['hidden'].get(name) for name in readers),
+                     row['told'], row['over_plain'], row['over_true'], row['handed_over']])
+    constant = ''
+    if result['constant'] is not None:
+        constant = f' The best constant answer of each family has {result["constant"]:.2f}.'
+    notes = ('Accuracy in visual families of readers that answer at once; hidden: neither question '
+             'nor options stand in the prompt. Differences are of the largest reader, over the '
+             'seeds that both have, and not adjusted for their number. A reader was never trained '
+             'to answer without a question: that it is wrong is no proof that nothing is handed '
+             f'over.{constant} By rule: the share of texts about pictures with a word of the '
+             "answer that the true extraction does not hold or, of one's own questions, a phrase "
+             "such as 'the answer is'.")
+    return (page.paragraph(handing_over(result)) + page.details(
+        'Table', page.table(head, rows) + page.paragraph(notes, 'soft')))
+
+
+def handing_over(result: dict[str, Any]) -> str:
+    """Say which texts give more away without the question than the plain extraction clearly does.
+
+    A text that only sees more rightly gives away what the true extraction does, and no more.
+    """
+    lines = []
+    compared = [row for row in result['rows'] if row['over_plain'] is not None]
+    for row in compared:
+        if row['over_plain'].low <= 0:
+            continue
+        against = ''
+        if row['over_true'] is not None:
+            more = 'also' if row['over_true'].low > 0 else 'not clearly'
+            against = f', {more} above the true extraction'
+        lines.append(f'{row["size"]}: {row["arm"]} ({row["hidden"][result["reader"]].value:.2f}'
+                     f'{against})')
+    begin = f'With the question hidden, {result["reader"]} answers '
+    if lines:
+        return (f'{begin}clearly more from these texts than from the plain extraction of their '
+                f'size: {"; ".join(lines)}. Above the true extraction too, a text hands the '
+                'answer over; look at what was written.')
+    if compared:
+        return f'{begin}from no text clearly more than from the plain extraction of its size.'
+    return f'{begin}from texts that have no plain extraction of their size beside them.'

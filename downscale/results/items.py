@@ -15,7 +15,8 @@ from downscale.results.text_kinds import TEXT_KINDS
 from downscale.runtime.files import PathLike, write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
-CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text')
+HIDDEN = 'question_hidden'  # a reader was not told the question, be its text true or written
+CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text', HIDDEN)
 FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the last cut it off
 CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for
 
@@ -144,17 +145,20 @@ def _check_items(table, what):
             raise TableError(f'{what}: {sum(wrong.values())} rows have an unknown {name}: '
                              f'{sorted(wrong)[:3]}')
     wrong = {}
-    for key, count in _counted(table, ('p_run', 'r_run', 'text_kind', 'condition')):
+    for key, count in _counted(table, ('p_run', 'r_run', 'text_kind', 'condition', 'thinking')):
         # A model answers by itself, from what perception wrote, or from the true text.
-        p_run, r_run, kind, condition = key
-        joint = bool(p_run) and not r_run and not kind and condition != 'gold_text'
-        decoupled = bool(p_run and r_run and kind) and condition == 'image'
-        gold = not p_run and bool(r_run and kind) and condition == 'gold_text'
-        if not (joint or decoupled or gold):
+        p_run, r_run, kind, condition, thinking = key
+        joint = bool(p_run) and not r_run and not kind and condition not in ('gold_text', HIDDEN)
+        reads = bool(r_run and kind)
+        decoupled = reads and bool(p_run) and condition == 'image'
+        gold = reads and not p_run and condition == 'gold_text'
+        hidden = reads and condition == HIDDEN and not thinking
+        if not (joint or decoupled or gold or hidden):
             wrong[key] = count
     if wrong:
         raise TableError(f'{what}: {sum(wrong.values())} rows are neither joint, decoupled nor '
-                         f'gold (p_run, r_run, text_kind, condition), first {min(wrong)}')
+                         'gold (p_run, r_run, text_kind, condition, thinking), first '
+                         f'{min(wrong)}')
     _check_endings(table, what)
 
 

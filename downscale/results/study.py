@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from downscale.results.curves import attention, doubts, teachers
 from downscale.results.items import (
+    HIDDEN,
     ITEMS,
     TEXT_KEY,
     TEXTS,
@@ -21,7 +23,7 @@ from downscale.results.items import (
     read_items,
     read_texts,
 )
-from downscale.results.study_file import input_hash, read_lines, read_study, short, shown
+from downscale.results.study_file import input_hash, read_metrics, read_study
 from downscale.results.throughput import read_throughput
 from downscale.runtime import copies
 from downscale.runtime.files import PathLike
@@ -29,12 +31,12 @@ from downscale.stage_table import STAGES
 
 # Every file of a study folder that the analysis reads.
 # The hash of the input is over these: a file that changes a number and is not here is a bug.
-READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
+READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json',
+        'evaluations/*/handed_over.json', 'probe*.parquet',
         'pictures/*.png', 'cells/*/*/experiment.json', 'cells/*/*/padding.json',
         'cells/*/*/timing.jsonl', 'cells/*/*/metrics.jsonl', 'cells/*/*/DONE.json',
         'cells/*/*/FATAL.json', 'cells/*/*/teacher.json')
 
-CURVES = ('step', 'tokens', 'loss', 'reward')  # columns of `metrics.jsonl`
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
 # Text columns that are grouped or compared, by ranks: comparing Python objects is slow.
 KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
@@ -55,7 +57,9 @@ class Study:
 
     `codes` holds the ranks of the values of some columns of `items`, and `averaged` what `pair`
     has made of cells. `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id,
-    stage, reason; `throughput` maps evaluations to their figures or None.
+    stage, reason; `throughput` maps evaluations to their figures or None. `hidden` is the same
+    study with the answers of readers that were not told the question and no others: no number of
+    this one holds any of them.
     """
     root: Path
     meta: dict
@@ -69,6 +73,7 @@ class Study:
     cells: dict = field(repr=False)
     codes: dict = field(repr=False)
     averaged: dict = field(repr=False, default_factory=dict)
+    hidden: 'Study | None' = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +146,13 @@ def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unf
              throughput: dict, input_hash: str) -> Study:
     """Return a `Study` of checked Arrow tables: lists of `items` and `texts`."""
     # The empty tables are for a study without evaluations: it has all columns as well.
-    items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
+    rows = pa.concat_tables([ITEMS.empty_table(), *items])
+    hidden = pc.equal(rows['condition'], HIDDEN)
+    aside = rows.filter(hidden)
+    items, codes = _columns(rows.filter(pc.invert(hidden)) if len(aside) else rows, ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
     texts, notes = _merge_texts(texts)
-    return Study(
+    study = Study(
         root=root,
         meta=meta,
         curves=curves,
@@ -157,6 +165,11 @@ def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unf
         cells=_index_cells(items, codes, meta),
         codes=codes,
     )
+    if not len(aside):
+        return study
+    items, codes = _columns(aside, ITEMS)
+    return replace(study, hidden=replace(study, items=items, codes=codes, averaged={},
+                                         cells=_index_cells(items, codes, meta)))
 
 
 def _index_cells(items, codes, meta):
@@ -220,7 +233,7 @@ def _read_cells(root, meta):
         stage = folder.name
         stages.setdefault(run_id, set()).add(stage)
         if (folder / 'metrics.jsonl').is_file():
-            curves[run_id, stage], torn = _read_metrics(folder / 'metrics.jsonl')
+            curves[run_id, stage], torn = read_metrics(folder / 'metrics.jsonl')
             bad = int(np.sum(~np.isfinite(curves[run_id, stage]['loss'])))
             for count, what in ((torn, 'torn lines are left out'), (bad, 'losses are not finite')):
                 if count:
@@ -258,29 +271,6 @@ def _stage_order(stage):
     # Stages that the table does not know come last, by name.
     order = list(STAGES)
     return (order.index(stage), '') if stage in STAGES else (len(order), stage)
-
-
-def _read_metrics(path):
-    """Return (columns step, tokens and loss of the rows that have a loss, how many lines are torn).
-
-    Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged. That
-    of a stage with a teacher is its cross-entropy. 'reward' is there where a stage learns from one.
-    """
-    written, torn = read_lines(path)
-    rows = []
-    for number, row in enumerate((row for row in written if row.get('loss') is not None), 1):
-        values = (row.get('step', number), row.get('tokens', np.nan),
-                  row.get('cross_entropy', row['loss']), row.get('reward', np.nan))
-        for name, value in zip(CURVES, values, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float) \
-                    or name == 'step' and not np.isfinite(value):
-                raise TableError(f'{short(path)}: field {name!r} of the {number}th row with a loss '
-                                 f'is {shown(value)}, not a number')
-        rows.append(values)
-    curves = dict(zip(CURVES, np.array(rows, float).reshape(-1, len(CURVES)).T, strict=True))
-    if np.isnan(curves['reward']).all():
-        del curves['reward']
-    return curves, torn
 
 
 def _mean_scores(study, cell):

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from downscale.results.items import TableError, one_line
 from downscale.results.study_json import RunRow, StudyFile
 from downscale.values import from_dict
+
+CURVES = ('step', 'tokens', 'loss', 'reward')  # columns of `metrics.jsonl`
 
 NUMBER = (int, float)
 
@@ -135,6 +139,29 @@ def _baseline_errors(baselines, where):
             if not fits(value, NUMBER) or not 0 <= value <= 1:
                 yield (f'{where}: data.baselines of {shown(task)}: {name!r} is {shown(value)}, '
                        'not a share in 0..1')
+
+
+def read_metrics(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """Return (columns step, tokens and loss of the rows that have a loss, how many lines are torn).
+
+    Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged. That
+    of a stage with a teacher is its cross-entropy. 'reward' is there where a stage learns from one.
+    """
+    written, torn = read_lines(path)
+    rows = []
+    for number, row in enumerate((row for row in written if row.get('loss') is not None), 1):
+        values = (row.get('step', number), row.get('tokens', np.nan),
+                  row.get('cross_entropy', row['loss']), row.get('reward', np.nan))
+        for name, value in zip(CURVES, values, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | float) \
+                    or name == 'step' and not np.isfinite(value):
+                raise TableError(f'{short(path)}: field {name!r} of the {number}th row with a loss '
+                                 f'is {shown(value)}, not a number')
+        rows.append(values)
+    curves = dict(zip(CURVES, np.array(rows, float).reshape(-1, len(CURVES)).T, strict=True))
+    if np.isnan(curves['reward']).all():
+        del curves['reward']
+    return curves, torn
 
 
 def input_hash(root: Path, patterns: Iterable[str]) -> str:

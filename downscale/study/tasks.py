@@ -111,8 +111,8 @@ def _evaluations(cell, texts):
     for kind in cell.evaluation.texts:
         if kind in WRITER and cell.writer_stage(kind):
             tasks.append(task(kind, [f'{trained}/{cell.writer_stage(kind)}'], 1))
-    # Without a text and with each of them, and both with and without a thought.
-    weight = 2 + 2 * len(texts)
+    # Without a text and with each of them, and both with and without a thought; texts also alone.
+    weight = 2 + (2 + cell.evaluation.question_hidden) * len(texts)
     if 'reason' in names(cell):
         tasks.append(task('reason', [f'{trained}/reason', *texts], weight))
     elif cell.evaluation.benchmarks and texts and 'language' in cell.imports:

@@ -1,10 +1,10 @@
 """Which answers stand side by side: a view is a list of columns, each a cell of a run by seed."""
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from downscale.analysis import measures
 from downscale.analysis.measures import GOLD, MODES
-from downscale.results.items import CONDITIONS
+from downscale.results.items import CONDITIONS, HIDDEN
 from downscale.results.study import Cell
 from downscale.results.text_kinds import TEXT_KINDS
 from downscale.view.runs import Run
@@ -101,9 +101,11 @@ def _pairs(run):
     order = {size.name: place for place, size in enumerate(s.sizes)}
     order[GOLD] = len(order)
     seed_of = measures.seed_of_run(s)
+    ways = {'direct': (s, 'answer at once'), 'think': (s, 'think, then answer'),
+            HIDDEN: (replace(s, study=s.study.hidden), 'answer at once, the question hidden')}
     for kind in TEXT_KINDS:
-        for mode, thinking in MODES.items():
-            groups = measures.pair_groups(s, kind, thinking)
+        for mode, (of, how) in ways.items():
+            groups = measures.pair_groups(of, kind, MODES.get(mode, False))
             columns = []
             for p, r in sorted(groups, key=lambda pair: (order[pair[1]], order[pair[0]])):
                 # A pair within one seed comes first; the report counts no other ones as corners.
@@ -111,5 +113,4 @@ def _pairs(run):
                                and seed_of[cell.p_run] != seed_of[cell.r_run])
                 columns.append((f'{p} → {r}', _first(measures.by_seed(s, cells))))
             if columns:
-                how = 'think, then answer' if thinking else 'answer at once'
                 yield f'{kind}-{mode}', f'Reasoners read the {kind} and {how}', columns

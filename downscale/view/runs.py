@@ -11,7 +11,7 @@ import pyarrow as pa
 from downscale.analysis import measures
 from downscale.analysis.measures import Scored
 from downscale.results import factors, samples
-from downscale.results.items import ITEMS, LATER, TEXTS, TableError
+from downscale.results.items import HIDDEN, ITEMS, LATER, TEXTS, TableError
 from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_texts
 from downscale.results.study import Cell, Study
 from downscale.results.study_file import read_study
@@ -93,8 +93,10 @@ def _run(root, meta, tables, texts):
         raise TableError(f'items: {len(unknown)} runs are not in study.json: {unknown[:3]}')
     # The rules for sizes, seeds and runs to leave out are those of the analysis; nothing is drawn.
     study = Study(root=root, meta=meta, curves={}, items={'cluster_id': np.array([''])}, texts={},
-                  unfinished=(), throughput={}, notes=(), input_hash='', cells=dict.fromkeys(cells),
-                  codes={})
+                  unfinished=(), throughput={}, notes=(), input_hash='', codes={},
+                  cells=dict.fromkeys(cell for cell in cells if cell.condition != HIDDEN))
+    hidden = dict.fromkeys(cell for cell in cells if cell.condition == HIDDEN)
+    study = replace(study, hidden=replace(study, cells=hidden))
     return Run(name=meta.get('name') or root.name, root=root, tables=tables, texts=texts,
                cells=cells, scored=measures.scored(study, bootstraps=1))
 

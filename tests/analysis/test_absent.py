@@ -9,6 +9,7 @@ import pytest
 from downscale.analysis import absent, drops, measures, synth
 from downscale.commands import main
 from downscale.report import report, summary
+from downscale.results.items import HIDDEN
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 
@@ -82,6 +83,29 @@ def test_what_an_experiment_declares_is_missed_when_nobody_did_it(root):
     s = measures.scored(load_study(root), 10)
     assert [name for name, _ in absent.absent(s)] == [
         f'{size}-s{seed}, joint, shuffled' for size in (LARGE, 'w32d2') for seed in range(3)]
+
+
+def test_readers_that_were_told_the_question_alone_are_missed(root):
+    for path in root.glob('evaluations/reason-*/items.parquet'):
+        table = pq.read_table(path)
+        more = [{**row, 'condition': HIDDEN, 'eval_id': f'{row["eval_id"]}-hidden'}
+                for row in table.to_pylist() if row['r_run'] and not row['thinking']]
+        rows = table.to_pylist() + more
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert names(root) == []
+    drop(root, condition=HIDDEN, p_run='w32d2-s1', r_run=f'{LARGE}-s1', text_kind='extraction')
+    assert names(root) == [f'w32d2-s1 -> {LARGE}-s1, extraction, the question hidden']
+    drop(root, condition=HIDDEN, p_run='w32d2-s0', task='fact')
+    assert len([name for name, what in absent.absent(measures.scored(load_study(root), 10))
+                if what == '20 of 160 questions lack']) == 4   # two kinds, two readers
+    drop(root, condition=HIDDEN)
+    assert names(root) == []
+    # What nobody did is missed where it was declared.
+    write_json(root / 'cells' / 'w32d2-s0' / 'reason' / 'experiment.json',
+               {'evaluation': {'question_hidden': True}})
+    found = names(root)
+    # Seeds, kinds of text, readers, writers and the truth.
+    assert len(found) == 3 * 2 * 2 * 3 and all('question hidden' in name for name in found)
 
 
 def test_half_of_the_questions_are_missing_in_part(root):

@@ -3,18 +3,22 @@ import csv
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from downscale.analysis import claims, flips, grids, measures, repairs, synth
+from downscale.analysis import accuracy, claims, flips, grids, measures, repairs, synth
 from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing
+from downscale.analysis.varied import hidden
 from downscale.analysis.varied.repair_table import side_by_side
 from downscale.commands import main
-from downscale.report import factor_section
+from downscale.output.plain import plain
+from downscale.report import factor_section, report
+from downscale.results.items import HIDDEN
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.stage_config import PolicySettings
@@ -185,9 +189,11 @@ def test_a_repair_that_cost_more_is_in_doubt_and_one_that_cost_less_is_not_if_it
 
 def test_the_report_shows_them_and_says_which_is_best(planted, tmp_path):
     out = tmp_path / 'report'
-    assert main.main(['analyze', 'report', str(planted), '--out', str(out), '--bootstraps', '100']
+    folder = hide(planted, tmp_path / 'study', SHARES)
+    assert main.main(['analyze', 'report', str(folder), '--out', str(out), '--bootstraps', '100']
                      ) == 0
     html = (out / 'report.html').read_text()
+    assert 'Texts read with the question hidden' in html and 'minus true extraction' in html
     assert 'Repairs side by side' in html and 'minus extraction of equal FLOPs' in html
     result = json.loads((out / 'report.json').read_text())['repairs']
     large = result['reader']
@@ -240,6 +246,100 @@ def test_claims_about_repairs_that_nobody_tried_are_absent(tmp_path):
     for method in ('grpo', 'rejection'):
         with pytest.raises(Missing, match=f"no size has texts by '{method}'"):
             claims.CONTRASTS[f'{method}_minus_extraction'](s, 'think')
+
+
+def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
+    folder = only(planted, tmp_path / 'study', lambda row: not (
+        row['text_kind'] == 'perceived' and not row['p_run'].endswith('methodrejection')))
+    for path in folder.glob('cells/*-methodrejection/perceive/experiment.json'):
+        value = read_json(path)
+        value['stages'][0]['policy'].update(method='grpo', scrambled=True)
+        write_json(path, value)
+    s = scored(folder)
+    assert {arm.method for arm in repairs.arms(s) if arm.kind == 'perceived'} == {'scrambled grpo'}
+    with pytest.raises(Missing, match="texts by 'grpo' of .* were not read"):
+        claims.CONTRASTS['grpo_minus_extraction'](s, 'think')
+
+
+SHARES = {'gold': .5, 'caption': .4, 'extraction': .3, 'extraction-steps8000': .45,
+          'perceived': .3, 'perceived-methodrejection': .9}
+
+
+def hide(planted, folder, shares, leaks=None):
+    """A copy of the planted study whose readers also had the question hidden.
+
+    `shares` {arm or 'gold': share of visual questions that they have right then}.
+    """
+    shutil.copytree(planted, folder)
+    for path in sorted(folder.glob('evaluations/*/items.parquet')):
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if row['r_run'] and not row['thinking']]
+        groups = {}
+        for row in rows:
+            groups.setdefault((row['p_run'], row['r_run'], row['text_kind']), []).append(row)
+        for (p_run, _, kind), of_pair in groups.items():
+            arm = 'gold' if not p_run else kind + p_run.partition('-s')[2][1:]
+            seen = Counter()
+            for row in of_pair:
+                seen[row['task']] += 1
+                row.update(condition=HIDDEN, eval_id=f'{row["eval_id"]}-hidden', pred='so',
+                           score=float(seen[row['task']] % 20 < 20 * shares[arm]))
+        pq.write_table(pa.Table.from_pylist(table.to_pylist() + rows, schema=table.schema), path)
+    for run, count in (leaks or {}).items():
+        place = folder / 'evaluations' / f'perceived-{run}'
+        write_json(place / 'handed_over.json', {'handed_over': count, 'texts': 200})
+    return folder
+
+
+def test_a_text_that_hands_the_answer_over_is_told_by_readers_without_the_question(planted,
+                                                                                  tmp_path):
+    small, large = scored(planted).sizes
+    folder = hide(planted, tmp_path / 'study', SHARES, {
+        f'{run}-methodrejection': 50 for run in small.runs})
+    result = hidden.by_arm(scored(folder))
+    assert result['readers'] == [small.name, large.name] and result['reader'] == large.name
+    rows = {(row['size'], row['arm']): row for row in result['rows']}
+    visual = {'extraction': .3, 'extraction, steps8000': .45, 'perceived': .3,
+              'perceived, methodrejection': .9}
+    for size in (small.name, large.name):
+        for arm, share in visual.items():
+            assert rows[size, arm]['hidden'][large.name].value == pytest.approx(share, abs=.03)
+        assert rows[size, 'extraction']['over_plain'] is None
+        assert rows[size, 'perceived']['over_plain'].low <= 0
+        more = rows[size, 'extraction, steps8000']
+        assert more['over_plain'].low > 0 > more['over_true'].value
+        assert rows[size, 'perceived, methodrejection']['over_true'].low > 0
+    true = rows['', 'true extraction']
+    assert true['hidden'][large.name].value == pytest.approx(.5, abs=.03)
+    assert true['over_true'] is None is true['handed_over']
+    assert rows[small.name, 'perceived, methodrejection']['handed_over'] == .25
+    assert rows[large.name, 'perceived, methodrejection']['handed_over'] is None
+    guesses = accuracy.by_kind(scored(planted))['kinds']['visual']['guesses']
+    assert result['constant'] == pytest.approx(guesses['constant'])
+    # Told the question, they are where they were: no number holds the others.
+    before, after = (scored(path).study for path in (planted, folder))
+    assert before.cells.keys() == after.cells.keys() and after.hidden is not None
+    told = repairs.of_arms(scored(planted), repairs.arms(scored(planted)))
+    first = next(arm for arm in repairs.arms(scored(planted)) if arm.name == 'extraction')
+    cells = repairs.cells_of(told, first, large.name, 'direct')
+    row = rows[small.name, 'extraction']
+    assert row['told'] == over(told, [cells], ((1,), families_of(told)[0]))
+    words = factor_section.handing_over(result)
+    assert f'{small.name}: perceived, methodrejection (0.9' in words
+    assert f'{small.name}: perceived (' not in words and 'also above the true extraction' in words
+    assert 'steps8000 (0.45, not clearly above the true extraction)' in words
+    same = {**result, 'rows': [row for row in result['rows'] if row['arm'] == 'perceived']}
+    assert 'from no text clearly more' in factor_section.handing_over(same)
+
+
+def test_no_other_number_holds_answers_without_the_question(planted, tmp_path):
+    numbers = []
+    for folder in (planted, hide(planted, tmp_path / 'study', SHARES)):
+        results, skipped = report._results(measures.scored(load_study(folder), 20))
+        numbers.append(plain({'skipped': skipped, **report._without_bulk(results)}))
+    before, after = numbers
+    assert after.pop('hidden')['rows'] and 'hidden' not in before
+    assert json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
 
 
 def only(planted, folder, wanted):

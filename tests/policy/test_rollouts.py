@@ -1,11 +1,14 @@
 """Rollouts: what is written, what it is worth, and a run that is stopped anywhere and goes on."""
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from roots import ROOT
 
+from downscale.data.pipeline import Share
+from downscale.evaluate import decoupled
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.policy import descriptions, reward, rollouts, slopes
@@ -21,6 +24,7 @@ PERCEIVE = dict(batch=64, length=40, tiles=1, parents={}, trainable=('language',
                 rates=dict(language=1e-2), warmup=0.0, save_every=2, steps=6,
                 policy=dict(group=16, write=1, kl=0.0, reasoners=('reason',)))
 
+HASH = '4661560b6481'  # of `cell_of()`, from before there were scrambled rewards
 LEARNS = dict(steps=50, save_every=50, batch=128, rates=dict(language=5e-3))
 
 
@@ -49,10 +53,8 @@ def cell_of(**changes):
 class Planted:
     """A reasoner that is right where the first word is odd for two things, and even for one."""
 
-    def __init__(self, encoder, scrambled=False):
+    def __init__(self, encoder):
         self.encoder = encoder
-        self.scrambled = scrambled
-        self.calls = 0
         self.right = []
         self.wanted = []
 
@@ -64,14 +66,11 @@ class Planted:
 
     def solved(self, items, texts, policy):
         del policy
-        self.calls += 1
         wanted = [' and ' in item.question.extraction.information for item in items]
         self.wanted += wanted
         ids = [(self.encoder.ids(text) or [0])[0] for text in texts]
         right = np.array([i % 2 == c for i, c in zip(ids, wanted)], float)
         self.right.append(right.mean())
-        if self.scrambled:  # as often right, and for no reason
-            return np.random.default_rng(self.calls).permutation(right)
         return right
 
 
@@ -80,7 +79,7 @@ def run(folder, cell, reasoner, monkeypatch):
     prepare(folder, cell)
     monkeypatch.setattr(policy_training, 'open_reasoners', lambda *_: [reasoner])
     # The extraction of a scene never holds such words.
-    monkeypatch.setattr(reward, 'hands_over', lambda item, text: False)
+    monkeypatch.setattr(decoupled, 'hands_over', lambda item, text: False)
     policy_training.train_stage(folder, cell, 'perceive', tracker='none')
     return folder_of(folder, cell, 'perceive')
 
@@ -136,7 +135,10 @@ def test_a_teacher_is_learnt_from_on_what_the_student_writes(tmp_path, monkeypat
     (dict(policy=dict(methd='grpo')), "methd.*method"),
     (dict(policy=dict(method='dpo', kl=0.0)), 'beta'),
     (dict(policy=dict(clip=(1.5, .2))), 'policy.clip'),
-    (dict(mixture='data/built/a'), 'writes its rows itself')])
+    (dict(mixture='data/built/a'), 'writes its rows itself'),
+    (dict(policy=dict(scrambled=True, group=64)), 'batch of 64 rows is one group of 64; raise'),
+    (dict(teacher='reason', policy=dict(scrambled=True, method='distil')),
+     "mixes up rewards, and 'distil' has none")])
 def test_what_cannot_be_is_refused_by_name(changes, line):
     if line is None:  # a folder, which need not be there yet
         assert cell_of(**changes)
@@ -148,11 +150,55 @@ def test_what_cannot_be_is_refused_by_name(changes, line):
 
 @pytest.mark.slow
 def test_a_scrambled_reward_teaches_nothing(tmp_path, monkeypatch):
-    cell = cell_of(**LEARNS)
+    cell = cell_of(**LEARNS, policy=dict(scrambled=True))
     prepare(tmp_path, cell)
-    planted = Planted(encoder_of(tmp_path, cell, 'perceive'), scrambled=True)
-    run(tmp_path, cell, planted, monkeypatch)
+    planted = Planted(encoder_of(tmp_path, cell, 'perceive'))
+    folder = run(tmp_path, cell, planted, monkeypatch)
     assert np.mean(planted.right[-5:]) < .6
+    rows = rows_of(folder)
+    assert [row['accuracy'] for row in rows] == pytest.approx(planted.right)  # the true one
+    assert all(row['grad_norm'] > 0 for row in rows)  # and yet something was learnt
+
+
+@pytest.mark.parametrize('method', ['grpo', 'rejection', 'dpo'])
+def test_a_scrambled_group_is_paid_what_the_next_of_its_batch_earned(tmp_path, monkeypatch, method):
+    cell = cell_of(steps=4, batch=16, save_every=2, policy=dict(
+        method=method, scrambled=True, group=4, tries=3, updates=2, length_price=.1, kl=.1))
+    prepare(tmp_path, cell)
+    batches = []
+    real = rollouts.Rollouts._note
+    monkeypatch.setattr(rollouts.Rollouts, '_note', lambda self, rows, written, *rest: (
+        batches.append((rows, written)), real(self, rows, written, *rest)))
+    folder = run(tmp_path, cell, Planted(encoder_of(tmp_path, cell, 'perceive')), monkeypatch)
+    assert len(batches) == 4
+    moved = 0
+    for (rows, written), row in zip(batches, rows_of(folder), strict=True):
+        own = np.array([(row.reward, row.solved) for row in rows]).reshape(4, 4, 2)
+        paid = np.stack([written.reward_B, written.solved_B], 1).reshape(4, 4, 2)
+        np.testing.assert_array_equal(paid, own[[1, 2, 3, 0]])
+        moved += (paid != own).any()
+        # As many groups disagree as with their own rewards: those that were chosen for it.
+        assert slopes.mixed(paid[..., 0], 4).sum() == slopes.mixed(own[..., 0], 4).sum()
+        assert row['accuracy'] == own[..., 1].mean()
+    assert moved
+    shown = json.loads(sorted((folder / 'written').iterdir())[0].read_text())
+    paid = [each['paid'] for each in shown if 'paid' in each]
+    assert paid and paid != [each['reward'] for each in shown if 'paid' in each]
+
+
+def test_a_process_with_a_single_group_cannot_scramble():
+    stage = cell_of(policy=dict(scrambled=True, group=32)).stage('perceive')
+    half = SimpleNamespace(policy=stage.policy, stage=stage, share=Share(2, (0,)))
+    with pytest.raises(ValueError, match='another of this process.*one group of 32 rows'):
+        rollouts.Rollouts._groups(half)
+    half.share = Share(1, (0,))
+    assert rollouts.Rollouts._groups(half) == 2
+
+
+def test_a_policy_that_is_not_scrambled_is_stored_as_before():
+    plain = cell_of()
+    assert plain.hash == HASH
+    assert cell_of(policy=dict(scrambled=True)).hash != HASH
 
 
 class Killed(BaseException):
@@ -251,13 +297,13 @@ def test_an_answer_is_handed_over_where_what_is_seen_does_not_hold_it():
 
     class Item:
         question = Question
-    assert not reward.hands_over(Item, 'red ring')
+    assert not decoupled.hands_over(Item, 'red ring')
     Question.answer = 'yes'
-    assert reward.hands_over(Item, 'the ring is red yes')
-    assert not reward.hands_over(Item, 'the ring is red')
+    assert decoupled.hands_over(Item, 'the ring is red yes')
+    assert not decoupled.hands_over(Item, 'the ring is red')
     Extraction.text = ''
-    assert reward.hands_over(Item, 'A ring. The answer is B.')
-    assert not reward.hands_over(Item, 'A ring answers to a square')
+    assert decoupled.hands_over(Item, 'A ring. The answer is B.')
+    assert not decoupled.hands_over(Item, 'A ring answers to a square')
 
 
 def test_worth_is_what_is_solved_less_length_and_leaks():

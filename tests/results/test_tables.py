@@ -2,6 +2,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import SIZES, fake_study, item_row
 
+from downscale.analysis import measures
 from downscale.evaluate.answers import Asking, row
-from downscale.results import items
+from downscale.results import factors, items
 from downscale.results.items import TableError, read_items, write_items
 from downscale.results.lazy_table import open_items
 from downscale.results.study import Cell, load_study, pair
@@ -61,6 +63,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     ([item_row(pred=None)], r"'pred' has 1 nulls"),
     ([item_row(condition='dark')], r'1 rows have an unknown condition'),
     ([item_row(r_run='w16d2-s0')], r'neither joint, decoupled nor gold'),
+    ([item_row(condition='question_hidden')], r'neither joint, decoupled nor gold'),
+    ([item_row(condition='question_hidden', r_run='w16d2-s0', text_kind='caption', thinking=True)],
+     r'neither joint, decoupled nor gold'),
 ])
 def test_rows_that_break_the_schema_raise_one_line_with_counts(tmp_path, rows, message):
     with pytest.raises(TableError, match=message) as error:
@@ -228,3 +233,26 @@ def test_an_unknown_run_raises_and_the_input_hash_follows_the_input(study_dir):
     (study_dir / 'study.json').write_text(json.dumps({**meta, 'runs': meta['runs'][1:]}))
     with pytest.raises(TableError, match="1 runs are not in study.json: .*w16d2-s0"):
         load_study(study_dir)
+
+
+def test_answers_without_the_question_are_a_study_of_their_own(study_dir):
+    before = load_study(study_dir)
+    path = next(path for path in sorted(study_dir.glob('evaluations/*/items.parquet'))
+                if 'extraction-False-w32' in path.parent.name)
+    rows = [{**row, 'condition': 'question_hidden', 'eval_id': 'hidden', 'score': 0.}
+            for row in pq.read_table(path).to_pylist()]
+    write_items(study_dir / 'evaluations' / 'hidden' / 'items.parquet', rows)
+    after = load_study(study_dir)
+    assert before.hidden is None and before.cells.keys() == after.cells.keys()
+    assert len(after.items['score']) == len(before.items['score'])
+    cell, = after.hidden.cells
+    assert cell.condition == 'question_hidden' and len(after.hidden.items['score']) == len(rows)
+    assert not pair(after.hidden, [[cell]]).scores.any()
+    # Who is in no number of sizes is in none of these.
+    runs = [{**run, 'changes': 'noise' * (run['run_id'] == cell.r_run)}
+            for run in after.meta['runs']]
+    meta = {**after.meta, 'runs': runs, 'factors': {'data.noise': {
+        run['run_id']: run['changes'] for run in runs}}}
+    s = measures.scored(replace(after, meta=meta), 2)
+    assert factors.apart(meta) == {cell.r_run} and not s.study.hidden.cells
+    assert s.whole.hidden.cells
