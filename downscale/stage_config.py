@@ -183,10 +183,15 @@ class Stage:
         self._check_forks()
         self._check_policy()
 
+    @property
+    def thinks(self) -> bool:
+        """Whether its conversations about made-up scenes, or those it replays, hold thoughts."""
+        return not self.mixture and any(STAGES[name].thinks for name in (self.name, *self.replay))
+
     def check_chat(self, chat: str) -> None:
         """Raise ValueError where a chat, a name of `CHATS`, would drop thoughts that are learnt."""
         # What is left of an earlier reply would teach to answer at once.
-        if self.kind.explains and self.turns > 1 and chat in CHATS and any(CHATS[chat].thought):
+        if self.thinks and self.turns > 1 and chat in CHATS and any(CHATS[chat].thought):
             raise ValueError(f'stage {self.name}: chat {chat!r} keeps the thought of the last '
                              f'reply alone, and this stage learns one in each of {self.turns}; set '
                              'its turns to 1, or choose another chat')

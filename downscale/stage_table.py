@@ -29,6 +29,7 @@ class StageKind:
     writes: the kind of text that it is tuned to write; '' for none.
     answers: whether it answers questions with the picture before it.
     explains: whether it first writes what it sees and thinks: explain, then answer, in one model.
+    thinks: whether its conversations about made-up scenes may hold thoughts.
     shared: whether one cell has it for all sizes of a seed.
     divergence: of a teacher and the stage, where it has one: 'forward', KL(teacher || student), or
         'reverse', KL(student || teacher), for rows that the student writes itself.
@@ -43,6 +44,7 @@ class StageKind:
     writes: str = ''
     answers: bool = False
     explains: bool = False
+    thinks: bool = False
     shared: bool = False
     divergence: str = 'forward'
     named: bool = False
@@ -56,7 +58,7 @@ STAGES = {
     'shrink': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), trainable=(),
                         loss='none', answers=True, named=True),
     'heal': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'shrink'), answers=True, named=True),
-    'text': StageKind(parents={}, trainable=('language',)),
+    'text': StageKind(parents={}, trainable=('language',), thinks=True),
     'align': StageKind(parents={'language': 'text', 'tower': 'tower/tower'},
                        trainable=('connector',), layout='flat', chat='bare'),
     'instruct': StageKind(parents=dict.fromkeys(_ALL, 'align'), answers=True),
@@ -64,8 +66,8 @@ STAGES = {
     'caption': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), writes='caption'),
     'extract': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'caption'), writes='extraction'),
     'explain': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), answers=True,
-                         explains=True),
-    'reason': StageKind(parents={'language': 'text'}, trainable=('language',)),
+                         explains=True, thinks=True),
+    'reason': StageKind(parents={'language': 'text'}, trainable=('language',), thinks=True),
     # Behind 'reason', whose reasoners judge what it writes.
     'perceive': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'extract'), loss='policy',
                           rows='written', writes='perceived', divergence='reverse'),

@@ -165,7 +165,7 @@ def sampler_of(study: PathLike, experiment: Experiment,
     """Return the sampler of a stage, and the seed of its stream."""
     # By name: each stage has an order of its own, and cells of one seed read the same rows.
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
-    if stage.kind.explains:
+    if stage.thinks:
         _check_thoughts(experiment.chat_of(stage.name), stage)
     encoder = encoder_of(study, experiment, stage.name)
     if stage.mixture:

@@ -99,23 +99,34 @@ def test_what_would_teach_it_to_invent_is_refused(settings, message):
     assert len(str(error.value)) <= 300
 
 
-def test_a_chat_that_drops_the_thoughts_of_earlier_replies_is_refused():
-    """What would be left of them are answers at once, learnt by the stage that is to explain."""
+@pytest.mark.parametrize('name', ['explain', 'reason', 'text', 'instruct'])
+def test_a_chat_that_drops_the_thoughts_of_earlier_replies_is_refused(name):
+    """What would be left of them are answers at once, learnt by a stage that is to think."""
     def of_chat(turns):
         config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), (*SETTINGS,
                                                                               'chat=qwen3'))
         with config.unlocked():
             del config['platform']
-            config.stages.explain = {**config.stages.instruct.to_dict(), 'turns': turns}
+            config.stages.explain = config.stages.instruct.to_dict()
+            if name == 'instruct':  # thinks in what it replays alone
+                config.stages.instruct.replay = {'reason': 0.1}
+            for stage in ('text', 'reason', 'explain', name):
+                config.stages[stage].turns = 1
+            config.stages[name].turns = turns
         return cells_of(config, [{'size': 'w32d2', 'seed': 0}])[-1]
-    with pytest.raises(ValueError, match="chat 'qwen3' keeps the thought of the last .* turns to"):
+    message = f"stage {name}: chat 'qwen3' keeps the thought of the last .* turns to 1"
+    with pytest.raises(ValueError, match=message) as error:
         of_chat(5)
+    assert len(str(error.value)) <= 300
     # One question a conversation keeps its thought.
     cell = of_chat(1)
-    talk = conversations.MIXTURES['explain'](small.library(), 3, np.random.default_rng(0),
-                                             small.WORLD, cell.stage('explain').turns, ' ')
-    learnt = [text for text, weight in render(CHATS['qwen3'], talk.turns) if weight]
-    assert len(learnt) == 1 and all(mark in learnt[0] for mark in THINK)
+    for stage in ('explain', 'reason'):
+        for seed in range(9):
+            talk = conversations.MIXTURES[stage](small.library(), 3, np.random.default_rng(seed),
+                                                 small.WORLD, cell.stage(stage).turns, ' ')
+            learnt = [text for text, weight in render(CHATS['qwen3'], talk.turns) if weight]
+            thinks = talk.turns[-1].thinking
+            assert len(learnt) == 1 and all(mark in learnt[0] for mark in THINK) == bool(thinks)
 
 
 def test_an_imported_template_that_drops_thoughts_is_refused(tmp_path, monkeypatch):

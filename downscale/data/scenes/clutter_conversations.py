@@ -174,7 +174,7 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Clut
     read = within(example.caption, budget)
     talk = []
     # As in the first world: fewer thoughts fit a row.
-    for k, question in enumerate(some(rng, _shown(example), 2 if think else turns)):
+    for k, question in enumerate(some(rng, _shown(example), min(2, turns) if think else turns)):
         prompt = reasoner_prompt(read, question) if k == 0 else question.text
         thought = _thought(question, read, example.caption, question.trace.scan)
         talk += ask(prompt, answer_text(question, thought if think else ''), think)

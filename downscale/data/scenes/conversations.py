@@ -170,7 +170,7 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Worl
         return Conversation((), ask(prompt, reply, think))
     # Thoughts about a caption are long: fewer of them fit a row.
     asked = []
-    for k, question in enumerate(some(rng, example.questions, 2 if think else turns)):
+    for k, question in enumerate(some(rng, example.questions, min(2, turns) if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
         thought = question.trace.scan if think else ''
         asked += ask(prompt, answer_text(question, thought), think)
