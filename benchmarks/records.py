@@ -150,6 +150,17 @@ def many_cells(found: Any) -> list[Record]:
                    value=row['status'][0] / found['limit'], goal=1, less=True)]
 
 
+def policy_throughput(found: Any) -> list[Record]:
+    """What the parts of `perceive` need alone, over the time of the stage."""
+    rows = []
+    for place, name, what in ((0, 'clock', 'by the clock'), (1, 'core', 'processor time')):
+        parts = [sum(each[name].values()) for each in found['rounds']]
+        stage = [each['stage'][place] for each in found['rounds']]
+        rows.append(Record(what=f'parts of perceive alone, {found["size"]}',
+                           against=f'the stage, {what}', goal=.85, **over(parts, stage)))
+    return rows
+
+
 def decode_bound(found: Any) -> list[Record]:
     """Estimated cycles and bytes of a TPU decode step against reading weights and cache once."""
     goals = {'estimate': ('HBM bound, estimated cycles', 1.35), 'moved': ('bytes to be read', 1.2)}
@@ -165,7 +176,8 @@ BENCHMARKS: dict[str, Callable[[Any], list[Record]]] = {
     'mounted_input': mounted_input, 'import_speed': import_speed, 'checkpoint': checkpoint,
     'record_pipeline': record_pipeline, 'train_throughput': train_throughput,
     'input_pipeline': input_pipeline, 'cells_together': cells_together,
-    'decode_bound': decode_bound, 'decode_throughput': decode_throughput}
+    'policy_throughput': policy_throughput, 'decode_bound': decode_bound,
+    'decode_throughput': decode_throughput}
 
 
 # --- running them -------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def absent(s: Scored) -> list[tuple[str, str]]:
         cells = [cell for cell in evaluated if bool(cell.r_run) == decoupled]
         missing += _in_part(s, cells)
         missing += _of_other_data(s, cells)
-    if hidden:
+    if s.study.hidden:
         aside = replace(s, study=s.study.hidden)
         missing += _in_part(aside, hidden) + _of_other_data(aside, hidden)
     return sorted(missing)

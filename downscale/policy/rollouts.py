@@ -147,7 +147,7 @@ class Rollouts:
         return step % self.policy.updates == 0 and processes.stop(step)
 
     def shares(self, seconds: float) -> dict[str, float]:
-        """Return the shares of so many seconds that went into updates, writing, rewards, scoring."""
+        """Return which shares of some seconds went into updates, writing, rewards and scoring."""
         return {f'{name}_share': spent / seconds for name, spent in self.seconds.items()}
 
     def close(self) -> None:

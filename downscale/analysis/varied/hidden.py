@@ -1,4 +1,5 @@
 """Texts that are read with the question hidden: what is right then stands in the text itself."""
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -22,22 +23,28 @@ def by_arm(s: Scored) -> dict[str, Any]:
     none. `Missing` where no plain reasoner had the question hidden.
     """
     made = arms(s)
-    told = of_arms(s, made)
-    if told.study.hidden is None:
+    whole = of_arms(s, made)
+    if whole.study.hidden is None:
         raise Missing('no reader had the question hidden (evaluation.question_hidden)')
-    hidden = replace(told, study=told.study.hidden)
-    read = {name: [cells for arm in (*_true(s), *made)
-                   if (cells := cells_of(hidden, arm, name, 'direct'))] for name in readers_of(s)}
-    readers = [name for name, groups in read.items() if groups]
+    hidden = replace(whole, study=whole.study.hidden)
+    read = {name: _read(hidden, (*_true(s), *made), name) for name in readers_of(s)}
+    readers = [name for name, cells in read.items() if cells]
     if not readers:
         raise Missing('no reasoner of a plain cell had the question hidden')
     result = {'reader': readers[-1], 'readers': readers, 'rows': [],
-              'constant': _constant(told, hidden, read[readers[-1]][0])}
+              'constant': _constant(whole, hidden, read[readers[-1]][:1])}
     for arm in (*_true(s), *made):
-        row = _row(told, hidden, arm, made, readers)
+        row = _row(whole, hidden, arm, made, readers)
         if row['hidden']:
             result['rows'].append(row)
     return result
+
+
+def _read(s, several, reader):
+    """Return the cells in which plain reasoners of a size read any of some arms, answering at once.
+    """
+    return list(itertools.chain.from_iterable(
+        cells_of(s, arm, reader, 'direct') for arm in several))
 
 
 def _true(s):
@@ -47,36 +54,36 @@ def _true(s):
             for kind in (EXTRACTION, CAPTION)]
 
 
-def _row(told, hidden, arm, made, readers):
+def _row(whole, hidden, arm, made, readers):
     """Return the row of an arm in `by_arm`."""
-    visual, _ = families_of(told)
+    visual, _ = families_of(whole)
     row = {'size': arm.size.name, 'arm': arm.name if arm.size.name else f'true {arm.kind}',
            'hidden': {}, 'told': None, 'over_plain': None, 'over_true': None,
-           'handed_over': _handed_over(told, arm)}
+           'handed_over': _handed_over(whole, arm)}
     for name in readers:
         cells = cells_of(hidden, arm, name, 'direct')
         if cells:
             row['hidden'][name] = over(hidden, [cells], ((1,), visual))
     largest = readers[-1]
-    cells = cells_of(told, arm, largest, 'direct')
+    cells = cells_of(whole, arm, largest, 'direct')
     if cells:
-        row['told'] = over(told, [cells], ((1,), visual))
+        row['told'] = over(whole, [cells], ((1,), visual))
     cells = cells_of(hidden, arm, largest, 'direct')
     plain = [other for other in made if other.kind == EXTRACTION and not other.changes
              and other.size.name == arm.size.name]
-    for name, others in (('over_plain', plain), ('over_true', _true(told)[:1])):
-        base = [cell for other in others for cell in cells_of(hidden, other, largest, 'direct')]
+    for name, others in (('over_plain', plain), ('over_true', _true(whole)[:1])):
+        base = _read(hidden, others, largest)
         if arm.size.name and cells and base and base != cells:
             row[name] = over(hidden, [cells, base], ((1, -1), visual))
     return row
 
 
-def _constant(told, hidden, cells):
+def _constant(whole, hidden, cells):
     """Return what the best constant answer to the questions of cells earns in visual families."""
-    visual, _ = families_of(told)
+    visual, _ = families_of(whole)
     paired, means = measures.means_of(hidden, [cells])
     # Of the answers of readers that were told: what is guessed here must not be known from here.
-    guesses = floors.floor(told, paired).guesses['constant']
+    guesses = floors.floor(whole, paired).guesses['constant']
     columns = [column for column, task in enumerate(means.groups) if task in visual]
     return float(guesses[columns].mean()) if columns else None
 
