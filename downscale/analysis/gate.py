@@ -9,6 +9,7 @@ from typing import Any
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
 from downscale.analysis.measures import MODES, Scored, means_of, one
+from downscale.results.text_kinds import CAPTION, EXTRACTION
 from downscale.statistics import bootstrap
 from downscale.statistics.bootstrap import Interval
 
@@ -17,7 +18,9 @@ def gate(s: Scored) -> dict[str, Any]:
     """Return whether the largest reasoner, given a true description, beats every guess (`floors`).
 
     A mode passes when in every family the lower end of the 95 % interval of mean(score - floor)
-    is above zero. Only then does a low score of a pair say something about perception.
+    is above zero. Only then does a low score of a pair say something about perception. The true
+    descriptions are captions, of which a reasoner has to find what is asked; extractions where no
+    captions are read.
     """
     used = {cell.r_run for cell in s.study.cells if cell.r_run}
     reasoners = [size for size in s.sizes if used & set(size.runs)]
@@ -31,20 +34,22 @@ def gate(s: Scored) -> dict[str, Any]:
         if cell.r_run:
             tasks.update(s.study.items['task'][index])
     tasks = sorted(tasks)
+    gold = {cell.text_kind for cell in s.study.cells if cell.condition == 'gold_text'}
+    kind = EXTRACTION if gold and CAPTION not in gold else CAPTION
     modes = {}
     table = {task: {} for task in tasks}
     for mode, thinking in MODES.items():
         cells = sorted(cell for cell in s.study.cells if cell.condition == 'gold_text' and
-                       cell.text_kind == 'caption' and cell.thinking == thinking and
+                       cell.text_kind == kind and cell.thinking == thinking and
                        cell.r_run in largest.runs)
-        # A mode without gold captions stays out of `table`, so that every family fails in it.
+        # A mode without gold texts stays out of `table`, so that every family fails in it.
         if cells:
             _gate_mode(s, cells, mode, table)
         failing = [task for task in tasks if not table[task].get(mode, {}).get('passes')]
         modes[mode] = {'measured': bool(cells), 'interpretable': bool(cells) and not failing,
                        'failing': failing}
     result = {'interpretable': any(mode['interpretable'] for mode in modes.values()),
-              'reasoner': largest.name, 'modes': modes, 'families': table}
+              'reasoner': largest.name, 'kind': kind, 'modes': modes, 'families': table}
     return {**result, 'line': _gate_line(result)}
 
 
@@ -75,7 +80,7 @@ def _gate_line(result):
             continue
         # Nobody has failed where nobody was asked.
         if not facts['measured']:
-            parts.append(f'{mode}: no gold captions were answered in this mode')
+            parts.append(f'{mode}: no gold {result["kind"]}s were answered in this mode')
             continue
         reasons = []
         for task in facts['failing']:
@@ -85,7 +90,7 @@ def _gate_line(result):
                            f'{cell["guesser"]} {cell["floor"]:.2f}')
         parts.append(f'{mode} fails in ' + ', '.join(reasons))
     detail = '; '.join(parts)
-    who = f'the largest reasoner ({result["reasoner"]}) on gold captions'
+    who = f'the largest reasoner ({result["reasoner"]}) on gold {result["kind"]}s'
     if not good:
         return f'Not interpretable on the reasoning side: {who} — {detail}.'
     line = f'Interpretable on the reasoning side ({" and ".join(good)}): {who} is above ' \

@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -78,6 +79,19 @@ def test_one_passing_mode_is_interpretable_and_the_other_is_said_not_to_be(tmp_p
     assert verdict['modes']['direct']['interpretable']
     assert not verdict['modes']['think']['interpretable']
     assert 'Not interpretable — think: no gold captions' in verdict['line']
+
+
+@pytest.mark.parametrize('gold, passes', [(.95, True), (_gold_in('count', CHANCE), False)])
+def test_where_no_captions_are_read_true_extractions_are_the_gate(tmp_path, gold, passes):
+    root = fake_study(tmp_path / 'study', pictures=25, gold=gold)
+    for items in root.glob('evaluations/*-caption-*/items.parquet'):
+        items.unlink()
+    verdict = gate.gate(measures.scored(load_study(root), 200))
+    assert verdict['interpretable'] == passes and verdict['kind'] == 'extraction'
+    assert 'on gold extractions' in verdict['line']
+    # One caption that was read, and they are what has to be understood.
+    shutil.rmtree(root)
+    assert _gate(root, gold=gold, pictures=25)['kind'] == 'caption'
 
 
 def test_planted_drops_are_found_and_flat_families_are_called_so(full):
