@@ -154,6 +154,10 @@ class Looker:
         L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
 
+    def length(self, item: Item) -> int:
+        """Return how many tokens the prompt of an item has."""
+        return len(prompt_of(self.encoder, item.question.text, item.example.images).tokens)
+
     def patches(self, items: Sequence[Item]) -> np.ndarray:
         """Return what the tower gives for the one picture of each item, float32 [items, P, W].
 

@@ -20,7 +20,6 @@ from downscale.commands import main
 from downscale.data.scenes import pairs
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.world import World, caption, sample
-from downscale.evaluate.answers import items_of
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.model.init import init_params
@@ -90,13 +89,6 @@ def test_a_world_without_another_shape_asks_for_none():
     assert pairs.fields_of(World(families=('fact', 'count'))) == []
 
 
-@pytest.mark.parametrize('boxes, patch, touched', [
-    ([(0, 0, 20, 20)], 20, [0]), ([(19, 0, 21, 5)], 20, [0, 1]), ([(5, 25, 15, 60)], 20, [3, 6]),
-    ([(0, 0, 60, 60)], 20, range(9)), ([(41, 41, 60, 60), (0, 0, 1, 1)], 20, [0, 8])])
-def test_own_patches_are_those_that_a_box_touches(boxes, patch, touched):
-    assert np.flatnonzero(pairs.own_patches(boxes, 60, patch)).tolist() == list(touched)
-
-
 # --- levels -----------------------------------------------------------------------------------
 
 def probed(accuracy, chance=.25):
@@ -163,8 +155,8 @@ def params():
 def without_shapes(tree, looker, cell):
     """A connector that drops what tells shapes apart, as far as a linear probe can tell."""
     spare = [pairs.pair(cell.world, 'test', 5000 + n, 'shape') for n in range(480)]
-    seen = interchange.read(looker, items_of([one.base for one in spare], len(spare)))
-    x = causal._own(seen.taps['connected'], [interchange.matched(one, cell) for one in spare])
+    x = interchange.read(looker, [one.base for one in spare], [
+        interchange.matched(one, cell).own_J for one in spare])['own connected']
     hot = np.eye(4)[np.unique([one.asked.shape for one in spare], return_inverse=True)[1]]
     # After it no linear probe does better than the mean (LEACE, arXiv 2306.03819).
     mean = x.mean(axis=0)
