@@ -167,7 +167,8 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     """
     if cell.evaluation.benchmarks or not fields_of(cell.world):
         raise ValueError(f'{cell.name}: no family of its questions asks for a field of one object '
-                         'of a made-up world, of which the ledger makes matched scenes')
+                         'of a made-up world, of which the ledger makes matched scenes; give it '
+                         'pictures of your own with --data')
     looker = Looker(study, cell)
     fields = fields_of(cell.world)
     total = len(fields) * len(CHANGES) * plan.pairs
