@@ -143,8 +143,9 @@ def interchange(looker: Looker, pairs: Sequence[Matched],
     if not kept:
         raise ValueError('no pair of scenes whose prompts are of one length and answers differ')
     count = _rows(looker, [pair.base for pair in kept]) // 2
-    answers = [pair.base.questions[0] for pair in (*kept, *others)]
-    rivals = list(dict.fromkeys(gold_ids(looker.encoder, answer) for answer in answers))
+    shown = [*(pair.base for pair in (*kept, *others)), *(pair.source for pair in others)]
+    rivals = list(dict.fromkeys(gold_ids(looker.encoder, example.questions[0])
+                                for example in shown))
     moves = []
     for start in range(0, len(kept), count):
         part = kept[start:start + count]

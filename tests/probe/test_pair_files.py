@@ -1,4 +1,4 @@
-"""Files of matched pairs: what a row may say, and every fault refused with its line and its name."""
+"""Files of matched pairs: what a row may say; every fault is refused with its line and name."""
 import base64
 import json
 
