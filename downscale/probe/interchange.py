@@ -142,7 +142,7 @@ def interchange(looker: Looker, pairs: Sequence[Matched],
     kept = [pair for pair in pairs if _alike(looker, pair)]
     if not kept:
         raise ValueError('no pair of scenes whose prompts are of one length and answers differ')
-    count = _rows(looker, [pair.base for pair in kept]) // 2
+    count = min(len(kept), _rows(looker, [pair.base for pair in kept]) // 2)
     shown = [*(pair.base for pair in (*kept, *others)), *(pair.source for pair in others)]
     rivals = list(dict.fromkeys(gold_ids(looker.encoder, example.questions[0])
                                 for example in shown))
