@@ -134,15 +134,18 @@ def _of_pictures(args, studies: list[Path],
         cells, more = _cells(args, studies[0])
         notes += more
         models = {cell.name: (studies[0], cell) for cell in cells}
-        prints = [fingerprint(folder_of(studies[0], cell, cell.joint_stage)) for cell in cells]
+        prints = []
+        for cell in cells:
+            assert cell.joint_stage is not None  # `probed_cells` gives no others
+            prints.append(fingerprint(folder_of(studies[0], cell, cell.joint_stage)))
     else:
         opened = open_runs(args.study, '', sees=True)
-        models = {model.name: (model.folder,) for model in opened}
+        models = {model.name: (model.folder, None) for model in opened}
         prints = [model.fingerprint for model in opened]
     plan = CausalPlan(bootstraps=args.bootstraps, seed=args.seed)
     rows = []
-    for name, where in models.items():
-        more, left_out = pair_ledger(Looker(*where), name, pairs, plan,
+    for name, (folder, cell) in models.items():
+        more, left_out = pair_ledger(Looker(folder, cell), name, pairs, plan,
                                      lambda done, total, name=name: bars(name, done, total))
         rows += more
         notes += left_out

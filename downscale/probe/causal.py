@@ -20,6 +20,7 @@ from downscale.probe.passes import Looker
 from downscale.results.probes import NO_DEPTH
 from downscale.runtime.files import PathLike
 from downscale.statistics import bootstrap
+from downscale.statistics.bootstrap import Column
 from downscale.statistics.two_way import FEW_SEEDS
 
 STAGES = ('encode', 'carry', 'address', 'read')
@@ -48,8 +49,8 @@ class Probed:
 
 # --- probes -----------------------------------------------------------------------------------
 
-def probe(train_x: np.ndarray, train_y: Sequence[str], test_x: np.ndarray,
-          test_y: Sequence[str], seed: int) -> Probed:
+def probe(train_x: np.ndarray, train_y: Column, test_x: np.ndarray, test_y: Column,
+          seed: int) -> Probed:
     """Return how a ridge probe [items, width] -> label does on other items, and its control."""
     names, place = np.unique(np.asarray(train_y), return_inverse=True)
     mean, spread = train_x.mean(axis=0), train_x.std(axis=0) + 1e-6
@@ -75,7 +76,7 @@ def _ridge(x, y):
     return np.linalg.solve(x.T @ x + penalty * np.eye(width), x.T @ y)
 
 
-def most_frequent(labels: Sequence[str]) -> float:
+def most_frequent(labels: Column) -> float:
     """Return the share of the most frequent label: what always guessing it earns."""
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     return float(counts.max() / counts.sum())

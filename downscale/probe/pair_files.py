@@ -183,14 +183,14 @@ def _boxes(value, width, height):
                        f'not {_short(value)}')
     for box in boxes:
         left, top, right, bottom = box
-        told = json.dumps(box)
+        text = json.dumps(box)
         # A box of NaN is in no picture either.
         if not (0 <= left <= width and 0 <= right <= width and 0 <= top <= height
                 and 0 <= bottom <= height):
-            raise Rejected('box outside', f'{told} leaves the picture of {width} x {height} '
+            raise Rejected('box outside', f'{text} leaves the picture of {width} x {height} '
                            'pixels; a box is [left, top, right, bottom]')
         if right - left < 1 or bottom - top < 1:
-            raise Rejected('empty box', f'{told} holds no pixel; a box is [left, top, right, '
+            raise Rejected('empty box', f'{text} holds no pixel; a box is [left, top, right, '
                            'bottom] in pixels, not width and height, nor shares')
     return tuple(map(tuple, boxes))
 

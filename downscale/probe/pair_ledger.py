@@ -52,6 +52,7 @@ def pair_ledger(looker: Looker, run: str, pairs: Sequence[PicturePair], plan: Ca
 def matched(looker: Looker, pair: PicturePair) -> Matched:
     """Return a pair as a `Matched`; ValueError in one line where this model cannot be asked it."""
     layout = looker.encoder.layout
+    assert layout.vision is not None  # only models that see are looked at
     own_J = touched(pair.boxes, pair.size, layout.vision, layout.pictures)
     if not own_J.any():
         raise ValueError(f'{pair.where}: the box lies at a border that the model does not see; '
@@ -124,11 +125,11 @@ def _of_field(looker, run, pairs, keys, plan, report):
     if labels:
         seen = read(looker, examples, [pair.own_J for pair in asked] * 2)
         probes = causal.probes_of(seen, labels, field, _splits(clusters, plan.seed), plan.seed)
-        found = causal.levels(probes, right, chance)
+        left = causal.levels(probes, right, chance)
     else:
-        found = {'read': causal.level(right.mean(), chance)}
+        left = {'read': causal.level(right.mean(), chance)}
     return [*causal.probe_rows(run, field, probes, clusters, plan), *moved,
-            *causal.level_rows(run, field, found, len(answers))], [*notes, *left_out]
+            *causal.level_rows(run, field, left, len(answers))], [*notes, *left_out]
 
 
 def _missing(by_change, moved):
