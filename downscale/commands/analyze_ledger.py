@@ -150,4 +150,6 @@ def _of_pictures(args, studies: list[Path],
         rows += more
         notes += left_out
         bars.finished(name)
+    if any(row.what == 'share of the full swap' for row in rows):
+        notes.append('shares of the full swap by place stand in ledger.csv and ledger.png')
     return cells, rows, notes, hash_of([hash_of_pairs(pairs), prints])

@@ -228,6 +228,7 @@ def _frames(width, height, vision, mode, pictures):
     In pixels of the tile, where the picture may begin before it and end behind it.
     """
     tile = vision.image
+    # As `images._tiles` draws them: whole pixels of border before anything is scaled.
     if mode == 'padded':
         longest = max(width, height)
         return [tuple(((longest - length) // 2 * tile / longest, length * tile / longest)

@@ -120,10 +120,8 @@ def _side_by_side(own_J, batch):
 def shown_by(batch: Batch, own_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which tokens [B, L] show a patch of `own_BJ` [B, J], and which show any patch."""
     J = own_BJ.shape[1]
-    # The newline is feature J, and no patch; a corner without weight is not shown.
+    # The newline is feature J, and no patch. Corners without weight repeat another (`Placed`).
     any_BLC = (batch.index_BLC >= 0) & (batch.index_BLC < J)
-    if batch.weight_BLC is not None:
-        any_BLC &= batch.weight_BLC > 0
     row_B11 = np.arange(len(own_BJ))[:, None, None]
     own_BLC = any_BLC & own_BJ[row_B11, np.clip(batch.index_BLC, 0, J - 1)]
     return own_BLC.any(axis=2), any_BLC.any(axis=2)

@@ -79,6 +79,7 @@ def _check_tokens(looker, pair):
     texts = {'question': pair.question, 'answer_before': pair.answers[0],
              'answer_after': pair.answers[1]}
     ids = {name: encoder.ids(text) for name, text in texts.items()}
+    # A tokenizer of words has one token for all that it does not know; of bytes it has none.
     unknown = getattr(encoder.tokenizer.model, 'unk_token', None)
     for name, tokens in ids.items():
         if unknown is not None and encoder.tokenizer.token_to_id(unknown) in tokens:
