@@ -60,11 +60,15 @@ def _site(row):
 
 
 def leave(args: argparse.Namespace, name: str, rows: Sequence[Row], shown: Sequence[Row],
-          notes: Sequence[str], draw: Callable[[Any], Drawing], drawn: Any) -> None:
-    """Write `rows` into --out (default: STUDY/analysis), and print those `shown`, or JSON."""
+          notes: Sequence[str], draw: Callable[[Any], Drawing], drawn: Any,
+          input_hash: str = '') -> None:
+    """Write `rows` into --out (default: STUDY/analysis), and print those `shown`, or JSON.
+
+    `input_hash` names what they were made of, by default all of the study.
+    """
     out = args.out or results_beside(args.study) / 'analysis'
     save_figure(draw, drawn, out, name)
-    text = as_json(args, load_study(args.study).input_hash, rows, notes)
+    text = as_json(args, input_hash or load_study(args.study).input_hash, rows, notes)
     write_bytes(out / f'{name}.json', (text + '\n').encode())
     write_bytes(out / f'{name}.csv', as_csv(rows).encode())
     if args.json:

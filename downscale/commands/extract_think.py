@@ -132,7 +132,7 @@ def assembled(args: argparse.Namespace, bars: 'Bars', open_data: 'Callable[[], Q
     informer = open_runs(informers, 'informer')
     perceptions = open_runs(perceiving, 'perception', sees=sees)
     reasoners = open_runs(reasoning, 'reasoner', ban=plan.ban_reflexive)
-    answering = open_runs(sighted, 'run', sees=sees)
+    answering = open_runs(sighted, '', sees=sees)
     return Chain(
         out=args.out,
         plan=plan,

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from downscale.data.tiling import Placed, best_grid, mode_of, place
+from downscale.data.tiling import Placed, best_grid, fitted_size, mode_of, place
 from downscale.sizes import Pictures, VisionConfig
 
 MOST_PIXELS = 1 << 26  # 200 MB as RGB; a file of a few kB can ask for far more
@@ -165,16 +165,8 @@ def _squared(image):
 
 
 def _fitted(image, wide, high):
-    """Return `image` scaled to fit `wide` x `high` with its aspect, black around it.
-
-    Rounds up like LLaVA-NeXT's `resize_and_pad_image`.
-    """
-    across = wide / image.width
-    down = high / image.height
-    if across < down:
-        size = wide, min(math.ceil(image.height * across), high)
-    else:
-        size = min(math.ceil(image.width * down), wide), high
+    """Return `image` scaled to fit `wide` x `high` with its aspect, black around it."""
+    size = fitted_size(*image.size, wide, high)
     canvas = Image.new('RGB', (wide, high))
     canvas.paste(image.resize(size, Image.Resampling.BICUBIC),
                  ((wide - size[0]) // 2, (high - size[1]) // 2))

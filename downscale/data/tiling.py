@@ -3,6 +3,7 @@
 Nothing here touches a pixel. How a picture is cut is `sizes.Pictures`; `images.py` cuts it.
 """
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -57,6 +58,18 @@ def best_grid(width: int, height: int, vision: VisionConfig, pictures: Pictures)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - wide * high
     return max(pictures.grids, key=merit)
+
+
+def fitted_size(width: int, height: int, wide: int, high: int) -> tuple[int, int]:
+    """Return the pixels of a picture that is scaled to fit `wide` x `high` with its aspect.
+
+    Rounds up like LLaVA-NeXT's `resize_and_pad_image`.
+    """
+    across = wide / width
+    down = high / height
+    if across < down:
+        return wide, min(math.ceil(height * across), high)
+    return min(math.ceil(width * down), wide), high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,3 +198,56 @@ def _reduced(features, stitched):
     index = [features[row][:, column] for row, column in product((upper, lower), (left, right))]
     weight = [a[:, None] * b for a, b in product((1 - down, down), (1 - across, across))]
     return np.stack(index, -1), np.stack(weight, -1)
+
+
+# --- a part of a picture ----------------------------------------------------------------------
+
+def touched(boxes: Iterable[Sequence[float]], size: tuple[int, int], vision: VisionConfig,
+            pictures: Pictures, alone: bool = True) -> np.ndarray:
+    """Return which patches [P * tiles] boxes touch, numbered as the features of `place`.
+
+    Boxes are left, top, right, bottom in pixels of a picture of `size`, right and bottom edge
+    exclusive. Where the picture is cut into tiles they are found in the whole one (tile 0) and in
+    every tile of the grid. Patches beyond a border that the model drops are touched by none.
+    """
+    side = vision.image // vision.patch
+    tiles = []
+    for frame in _frames(*size, vision, mode_of(pictures, alone), pictures):
+        patches = np.zeros((side, side), bool)
+        for left, top, right, bottom in boxes:
+            columns = _span(left, right, size[0], frame[0], vision.patch)
+            rows = _span(top, bottom, size[1], frame[1], vision.patch)
+            patches[rows, columns] = True
+        tiles.append(patches.ravel())
+    return np.concatenate(tiles)
+
+
+def _frames(width, height, vision, mode, pictures):
+    """Return, for every tile, ((start, length) across, (start, length) down) of the picture in it.
+
+    In pixels of the tile, where the picture may begin before it and end behind it.
+    """
+    tile = vision.image
+    # As `images._tiles` draws them: whole pixels of border before anything is scaled.
+    if mode == 'padded':
+        longest = max(width, height)
+        return [tuple(((longest - length) // 2 * tile / longest, length * tile / longest)
+                      for length in (width, height))]
+    frames = [((0, tile), (0, tile))]
+    if mode == 'anyres':
+        columns, rows = best_grid(width, height, vision, pictures)
+        wide, high = fitted_size(width, height, columns * tile, rows * tile)
+        left = (columns * tile - wide) // 2
+        top = (rows * tile - high) // 2
+        frames += [((left - column * tile, wide), (top - row * tile, high))
+                   for row, column in product(range(rows), range(columns))]
+    return frames
+
+
+def _span(first, last, length, frame, patch):
+    """Return the slice of patches that `first` to `last` of `length` pixels touch in a frame."""
+    start, scaled = frame
+    # An edge between two patches touches one of them, whatever the last bit of a float says.
+    begin = math.floor((start + first * scaled / length) / patch + 1e-9)
+    end = math.ceil((start + last * scaled / length) / patch - 1e-9)
+    return slice(max(begin, 0), max(end, 0))

@@ -34,22 +34,23 @@ def open_runs(folders: Iterable[PathLike], role: str, sees: bool = False,
               ban: bool = False) -> tuple[ChainModel, ...]:
     """Return the `ChainModel`s of run folders, each checked before any work.
 
-    `role` is the option that names them; models that `sees` must have a tower, and with `ban`
-    their reflexive ids are looked up. ValueError or FileNotFoundError in one line for a model that
-    cannot do its part or is given twice.
+    `role` is the option that names them, '' without one; models that `sees` must have a tower, and
+    with `ban` their reflexive ids are looked up. ValueError or FileNotFoundError in one line for a
+    model that cannot do its part or is given twice.
     """
     models = []
     for folder in folders:
         folder = Path(folder).absolute()
+        named = f'--{role} {folder}' if role else str(folder)
         experiment = config.load(folder)
         # Parameter groups of the checkpoint say what a model can do, not its configuration.
         groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
         lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
         if lacking:
-            raise ValueError(f'--{role} {folder} has no {" and no ".join(lacking)}; give a model '
+            raise ValueError(f'{named} has no {" and no ".join(lacking)}; give a model '
                              f'that can {"see" if sees else "write"}')
         if not tokenizer_path(folder, experiment).is_file():
-            raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
+            raise FileNotFoundError(f'{named} has no tokenizer.json, nor a folder above')
         banned = ()
         tokenizer = tokenizer_of(folder, experiment) if ban else None
         if tokenizer is not None:
@@ -62,7 +63,8 @@ def open_runs(folders: Iterable[PathLike], role: str, sees: bool = False,
     prints = [run.fingerprint for run in models]
     again = [run.folder for k, run in enumerate(models) if run.fingerprint in prints[:k]]
     if again:
-        raise ValueError(f'--{role}: {again[0]} is given twice, or equals another')
+        named = f'--{role}: {again[0]}' if role else str(again[0])
+        raise ValueError(f'{named} is given twice, or equals another')
     names = [run.name for run in models]
     # Files are called by these names: models that share one get the start of their fingerprint.
     return tuple(dataclasses.replace(run, name=f'{run.name}-{run.fingerprint[:6]}')

@@ -1,8 +1,8 @@
 """What is read of a pass beside its logits, and what is replaced in it, on the device.
 
-No [B, L, D] leaves it. What is read has a name: those of `SITES` always; 'patches', 'connected' and
-'spots' where single tokens are asked for. 'image', 'answer' and 'spots' are read before the first
-block and behind every block.
+No [B, L, D] leaves it. What is read has a name: those of `SITES` always; 'own patches', 'own
+connected' and 'own tokens' where a part of the picture is asked for. 'image', 'answer' and 'own
+tokens' are read before the first block and behind every block.
 """
 from dataclasses import dataclass
 
@@ -42,19 +42,21 @@ class Edits:
 class Taps:
     """What to read: `answer_B` is the position of each row's last prompt token.
 
-    In layers where `cut_N` is True text sees no pictures; other attention stays as it is. The
-    tokens at `spots_BK` are read one by one. `edits` says what is replaced (see `Edits`).
+    In layers where `cut_N` is True text sees no pictures; other attention stays as it is. `own_BJ`
+    and `own_BL` are the patches of all tiles, and the tokens, of a part of each picture: their
+    means are read too. `edits` says what is replaced (see `Edits`).
     """
     answer_B: jax.Array
     cut_N: jax.Array
-    spots_BK: jax.Array | None = None
+    own_BJ: jax.Array | None = None
+    own_BL: jax.Array | None = None
     edits: Edits | None = None
 
     def reader(self, image_BL: jax.Array | None) -> 'Reader':
         """Return the `Reader` of rows with image tokens where `image_BL`; ValueError for None."""
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
-        return Reader(image_BL=image_BL, answer_B=self.answer_B, spots_BK=self.spots_BK,
+        return Reader(image_BL=image_BL, answer_B=self.answer_B, own_BL=self.own_BL,
                       edits=self.edits)
 
     @property
@@ -73,9 +75,9 @@ class Taps:
         shown_BJ = jnp.zeros((B, J + 2)).at[jnp.arange(B)[:, None], flat_BL].set(1)[:, :J]
         found = {name: _mean(x.reshape(B, J, -1), shown_BJ)
                  for name, x in (('vision', features_BPW), ('connector', features_BPD))}
-        if self.spots_BK is not None:
-            found |= {name: x.reshape(B, J, -1).astype(jnp.float32)
-                      for name, x in (('patches', features_BPW), ('connected', features_BPD))}
+        if self.own_BJ is not None:
+            found |= {name: _mean(x.reshape(B, J, -1), self.own_BJ) for name, x in
+                      (('own patches', features_BPW), ('own connected', features_BPD))}
         return found
 
 
@@ -87,7 +89,7 @@ class Reader:
     """
     image_BL: jax.Array
     answer_B: jax.Array
-    spots_BK: jax.Array | None = None
+    own_BL: jax.Array | None = None
     edits: Edits | None = None
 
     def edited(self, x_BLD: jax.Array, where_BL: jax.Array | None) -> jax.Array:
@@ -107,9 +109,8 @@ class Reader:
     def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
         answer_BD = jnp.take_along_axis(x_BLD, self.answer_B[:, None, None], axis=1)[:, 0]
         found = {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
-        if self.spots_BK is not None:
-            found['spots'] = jnp.take_along_axis(
-                x_BLD, self.spots_BK[:, :, None], axis=1).astype(jnp.float32)
+        if self.own_BL is not None:
+            found['own tokens'] = _mean(x_BLD, self.own_BL)
         return found
 
     def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:

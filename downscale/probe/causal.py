@@ -15,19 +15,12 @@ from scipy import stats
 from downscale.analysis.measures import Row
 from downscale.config import Experiment
 from downscale.data.scenes.pairs import CHANGES, fields_of, key_of, pair
-from downscale.evaluate.answers import items_of
-from downscale.probe.interchange import (
-    Matched,
-    Moved,
-    Read,
-    interchange,
-    matched,
-    read,
-)
+from downscale.probe.interchange import Moved, interchange, matched, read
 from downscale.probe.passes import Looker
 from downscale.results.probes import NO_DEPTH
 from downscale.runtime.files import PathLike
 from downscale.statistics import bootstrap
+from downscale.statistics.bootstrap import Column
 from downscale.statistics.two_way import FEW_SEEDS
 
 STAGES = ('encode', 'carry', 'address', 'read')
@@ -56,8 +49,8 @@ class Probed:
 
 # --- probes -----------------------------------------------------------------------------------
 
-def probe(train_x: np.ndarray, train_y: Sequence[str], test_x: np.ndarray,
-          test_y: Sequence[str], seed: int) -> Probed:
+def probe(train_x: np.ndarray, train_y: Column, test_x: np.ndarray, test_y: Column,
+          seed: int) -> Probed:
     """Return how a ridge probe [items, width] -> label does on other items, and its control."""
     names, place = np.unique(np.asarray(train_y), return_inverse=True)
     mean, spread = train_x.mean(axis=0), train_x.std(axis=0) + 1e-6
@@ -65,47 +58,58 @@ def probe(train_x: np.ndarray, train_y: Sequence[str], test_x: np.ndarray,
     def features(x):
         return np.column_stack([(x - mean) / spread, np.ones(len(x))]).astype(np.float64)
     train, test = features(train_x), features(test_x)
-    gram = train.T @ train + RIDGE * len(train) * np.eye(train.shape[1])
     order = np.random.default_rng(seed).permutation(len(place))
     right = []
     for labels in (place, place[order]):
-        weights = np.linalg.solve(gram, train.T @ np.eye(len(names))[labels])
+        weights = _ridge(train, np.eye(len(names))[labels])
         right.append(names[(test @ weights).argmax(axis=1)] == np.asarray(test_y))
-    _, counts = np.unique(np.asarray(test_y), return_counts=True)
     return Probed(hits=right[0].astype(float), shuffled=right[1].astype(float),
-                  chance=counts.max() / counts.sum())
+                  chance=most_frequent(test_y))
 
 
-def _own(x_MPD, pairs):
-    """Return the mean [M, D] over the own patches of each item."""
-    own_MP = np.stack([scenes.own_P for scenes in pairs]).astype(np.float32)
-    return np.einsum('MPD,MP->MD', x_MPD, own_MP) / own_MP.sum(axis=1, keepdims=True)
+def _ridge(x, y):
+    """Return the weights [width, labels] of a ridge regression of y [items, labels] on x."""
+    items, width = x.shape
+    penalty = RIDGE * items
+    if items < width:  # the same weights, from the smaller system
+        return x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(items), y)
+    return np.linalg.solve(x.T @ x + penalty * np.eye(width), x.T @ y)
 
 
-def probes_of(trained: Read, tested: Read, spare: Sequence[Matched], asked: Sequence[Matched],
-              labels: tuple[list[dict[str, str]], list[dict[str, str]]],
+def most_frequent(labels: Column) -> float:
+    """Return the share of the most frequent label: what always guessing it earns."""
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def probes_of(seen: dict[str, np.ndarray], labels: dict[str, Sequence[str]], field: str,
+              splits: Sequence[tuple[np.ndarray, np.ndarray]],
               seed: int) -> dict[tuple[str, float, str], Probed]:
-    """Return {(site, depth, field): `Probed`} of all items of one field.
+    """Return {(site, depth, label): `Probed`} of the items that `splits` test, in their order.
 
-    `labels` are the fields of the asked object of each item, of `spare` and of `asked`. Sites:
-    'tower', 'connector', 'own patches' and, of the value alone, 'answer'.
+    `seen` are what `interchange.read` gives of all items, `labels` {name: that of each item}, and
+    `splits` (items to train on, items to test on). Sites: 'tower', 'connector', 'own patches' and,
+    of the label `field` alone, 'answer'.
     """
-    field = asked[0].field
-    train_labels, test_labels = labels
-    sites = {(site, NO_DEPTH): (_own(trained.taps[name], spare), _own(tested.taps[name], asked))
-             for site, name in (('tower', 'patches'), ('connector', 'connected'))}
-    count = len(tested.taps['spots'])
+    sites = {('tower', NO_DEPTH): seen['own patches'], ('connector', NO_DEPTH):
+             seen['own connected']}
+    count = len(seen['answer'])
     for k in range(count):
         depth = k / max(1, count - 1)
-        sites['own patches', depth] = (_own(trained.taps['spots'][k], spare),
-                                       _own(tested.taps['spots'][k], asked))
-        sites['answer', depth] = trained.taps['answer'][k], tested.taps['answer'][k]
+        sites['own patches', depth] = seen['own tokens'][k]
+        sites['answer', depth] = seen['answer'][k]
+    tested = np.concatenate([test for _, test in splits])
+    order = np.argsort(tested, kind='stable')
     probes = {}
-    for (site, depth), (train_x, test_x) in sites.items():
-        for name in (field,) if site == 'answer' else (key_of(field), field):
-            probes[site, depth, name] = probe(
-                train_x, [labels[name] for labels in train_labels], test_x,
-                [labels[name] for labels in test_labels], seed)
+    for (site, depth), x in sites.items():
+        for name in (field,) if site == 'answer' else labels:
+            label = np.asarray(labels[name])
+            parts = [probe(x[train], label[train], x[test], label[test], seed)
+                     for train, test in splits]
+            probes[site, depth, name] = Probed(
+                hits=np.concatenate([part.hits for part in parts])[order],
+                shuffled=np.concatenate([part.shuffled for part in parts])[order],
+                chance=most_frequent(label[tested]))
     return probes
 
 
@@ -128,7 +132,7 @@ def levels(probes: dict[tuple[str, float, str], Probed], right: np.ndarray,
                    for wanted in names)
     field = next(name for site, _, name in probes if site == 'answer')
     # Where a patch lies is said by the place of its token, whatever it holds.
-    both = (field,) if key_of(field) == 'cell' else (key_of(field), field)
+    both = {name for site, _, name in probes if site == 'tower'} - {'cell'} | {field}
     measured = {'encode': of('tower', *both), 'carry': of('connector', *both),
                 'address': of('answer', field), 'read': level(right.mean(), chance)}
     # What is answered has got through all that lies before, whatever a linear probe makes of it.
@@ -164,7 +168,8 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     """
     if cell.evaluation.benchmarks or not fields_of(cell.world):
         raise ValueError(f'{cell.name}: no family of its questions asks for a field of one object '
-                         'of a made-up world, of which the ledger makes matched scenes')
+                         'of a made-up world, of which the ledger makes matched scenes; give it '
+                         'pictures of your own with --data')
     looker = Looker(study, cell)
     fields = fields_of(cell.world)
     total = len(fields) * len(CHANGES) * plan.pairs
@@ -172,7 +177,7 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     for number, field in enumerate(fields):
         done = number * len(CHANGES) * plan.pairs
         rows += _of_field(looker, cell, field, plan, lambda n, done=done: report(done + n, total))
-    return [*rows, *_summary(cell.name, rows)]
+    return [*rows, *summary(cell.name, rows)]
 
 
 def _of_field(looker, cell, field, plan, report):
@@ -184,16 +189,19 @@ def _of_field(looker, cell, field, plan, report):
                   for n in range(plan.pairs)]
         by_change[change], _ = interchange(looker, scenes,
                                            lambda n, k=k: report(k * plan.pairs + n))
-    spare, asked = ([pair(cell.world, 'test', first + n, field) for n in range(count)]
-                    for first, count in ((SPARE, plan.scenes), (start, plan.pairs)))
-    trained, tested = (read(looker, items_of([scenes.base for scenes in side], len(side)))
-                       for side in (spare, asked))
-    labels = tuple([vars(scenes.asked) for scenes in side] for side in (spare, asked))
-    probes = probes_of(trained, tested, [matched(scenes, cell) for scenes in spare],
-                       [matched(scenes, cell) for scenes in asked], labels, plan.seed)
-    return [*_probe_rows(cell.name, field, probes, asked, plan),
+    indices = [*range(SPARE, SPARE + plan.scenes), *range(start, start + plan.pairs)]
+    scenes = [pair(cell.world, 'test', index, field) for index in indices]
+    seen = read(looker, [each.base for each in scenes],
+                [matched(each, cell).own_J for each in scenes])
+    labels = {name: [vars(each.asked)[name] for each in scenes] for name in (key_of(field), field)}
+    items = np.arange(len(scenes))
+    probes = probes_of(seen, labels, field, [(items[:plan.scenes], items[plan.scenes:])], plan.seed)
+    asked = [each.base for each in scenes[plan.scenes:]]
+    answers = [example.questions[0].answer for example in asked]
+    return [*probe_rows(cell.name, field, probes, [example.scene_id for example in asked], plan),
             *moved_rows(cell.name, field, by_change, plan),
-            *_level_rows(cell.name, field, probes, by_change['asked'], asked)]
+            *level_rows(cell.name, field, levels(probes, by_change['asked'].right,
+                                                 most_frequent(answers)), len(answers))]
 
 
 def _mean(values, clusters, plan, bounds=(-np.inf, np.inf)):
@@ -210,8 +218,9 @@ def named(site: str, depth: float) -> str:
     return site if np.isnan(depth) else f'{site} {depth:.2g}'
 
 
-def _probe_rows(run, field, probes, asked, plan):
-    clusters = [scenes.base.scene_id for scenes in asked]
+def probe_rows(run: str, field: str, probes: dict[tuple[str, float, str], Probed],
+               clusters: Sequence[str], plan: CausalPlan) -> list[Row]:
+    """Return the rows of probes and of their controls on shuffled labels."""
     rows = []
     for (site, depth, name), probed in probes.items():
         for what, hits in ((f'probe of {name}', probed.hits),
@@ -246,29 +255,35 @@ def moved_rows(run: str, field: str, by_change: dict[str, Moved], plan: CausalPl
     return rows
 
 
-def _level_rows(run, field, probes, moved, asked):
-    _, counts = np.unique([scenes.base.questions[0].answer for scenes in asked],
-                          return_counts=True)
-    found = levels(probes, moved.right, counts.max() / counts.sum())
-    lost = losses(found)
-    return [Row(table=run, setting=stage, family=field, what=what, value=values[stage],
-                n=len(asked))
-            for what, values in (('left', found), ('lost', lost)) for stage in STAGES]
+def level_rows(run: str, field: str, found: dict[str, float], count: int) -> list[Row]:
+    """Return the rows of what is left and lost at each stage, of `count` items.
+
+    Where not every stage was looked at, nothing is told to be lost anywhere.
+    """
+    lost = losses(found) if len(found) == len(STAGES) else {}
+    return [Row(table=run, setting=stage, family=field, what=what, value=values[stage], n=count)
+            for what, values in (('left', found), ('lost', lost)) for stage in values]
 
 
-def _summary(run, rows):
-    """Return the mean over fields of what is left and lost, and the place where most is lost."""
-    found: list[Row] = []
-    lost: dict[str, float] = {}
+def summary(run: str, rows: Sequence[Row]) -> list[Row]:
+    """Return the mean over fields of what is left and lost, and the place where most is lost.
+
+    Fields whose probes were left out have a part only where no field has any.
+    """
+    probed = {row.family for row in rows if row.what == 'lost'}
+    means: list[Row] = []
     for what in ('left', 'lost'):
         for stage in STAGES:
-            values = [row.value for row in rows if (row.setting, row.what) == (stage, what)]
-            if what == 'lost':
-                lost[stage] = float(np.mean(values))
-            found.append(Row(table=run, setting=stage, family='macro', what=what,
-                             value=float(np.mean(values)), n=len(values)))
+            values = [row.value for row in rows if (row.setting, row.what) == (stage, what)
+                      and (row.family in probed or not probed)]
+            if values:
+                means.append(Row(table=run, setting=stage, family='macro', what=what,
+                                 value=float(np.mean(values)), n=len(values)))
+    lost = {row.setting: row.value for row in means if row.what == 'lost'}
+    if not lost:
+        return means
     worst = place(lost)
-    return [*found, Row(table=run, setting=worst, family='macro', what='place',
+    return [*means, Row(table=run, setting=worst, family='macro', what='place',
                         value=lost.get(worst, 0.0), n=len(rows))]
 
 
@@ -285,6 +300,8 @@ def over_seeds(cells: Sequence[Experiment], rows: Sequence[Row]) -> list[Row]:
         for stage in STAGES:
             values = [row.value for row in rows if row.table in names and row.family == 'macro'
                       and (row.setting, row.what) == (stage, 'lost')]
+            if not values:
+                continue
             low = high = np.nan
             if len(values) >= FEW_SEEDS:
                 half = (stats.t.ppf(.975, len(values) - 1) * np.std(values, ddof=1)

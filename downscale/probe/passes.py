@@ -6,6 +6,7 @@ which text may not look at the picture. Prompts are those of the joint evaluatio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from downscale.probe.checkpoints import open_checkpoint
 from downscale.probe.readout import Site
 from downscale.results.probes import NO_DEPTH
 from downscale.runtime.files import PathLike
+from downscale.stages import loading
 from downscale.stages.folders import folder_of
 from downscale.stages.inputs import encoder_of
 
@@ -109,15 +111,22 @@ def _tower(params, tiles_BPQ, *, vision, dtype):
 
 
 class Looker:
-    """A model, its parameters on the device, and how it is asked."""
+    """A model, its parameters on the device, and how it is asked.
 
-    def __init__(self, study: PathLike, experiment: Experiment) -> None:
-        stage = experiment.joint_stage
-        assert stage is not None  # only runs that answer with the picture are probed
-        view = open_checkpoint(folder_of(study, experiment, stage))
+    It is that of a cell of the study in `folder`; without one, of the run folder `folder` itself.
+    """
+
+    def __init__(self, folder: PathLike, experiment: Experiment | None = None) -> None:
+        if experiment is None:
+            view = open_checkpoint(Path(folder).absolute())
+            self.encoder = loading.encoder_of(folder, view.config, view.stage)
+        else:
+            stage = experiment.joint_stage
+            assert stage is not None  # only runs that answer with the picture are probed
+            view = open_checkpoint(folder_of(folder, experiment, stage))
+            self.encoder = encoder_of(folder, experiment, stage)
         self.model = view.model
         self.params = jax.device_put(view.params())
-        self.encoder = encoder_of(study, experiment, stage)
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
         # (tiles, T): longest L so far. Each shape is a program to compile.
         self.shapes: dict[tuple[int, int], int] = {}
@@ -153,6 +162,10 @@ class Looker:
         longest = [items[rows[0]] for rows in batches(items, 1)[:1]]
         L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
+
+    def length(self, item: Item) -> int:
+        """Return how many tokens the prompt of an item has."""
+        return len(prompt_of(self.encoder, item.question.text, item.example.images).tokens)
 
     def patches(self, items: Sequence[Item]) -> np.ndarray:
         """Return what the tower gives for the one picture of each item, float32 [items, P, W].

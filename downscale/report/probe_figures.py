@@ -110,10 +110,12 @@ def ledger_lines(found: Any) -> Drawing:
     for run, shade in zip(runs, shades, strict=True):
         values = {row.setting: row.value for row in found
                   if (row.table, row.family, row.what) == (run, 'macro', 'left')}
-        left.plot(PLACES, [values[name] for name in PLACES], 'o-', ms=4, lw=1.3, color=shade,
+        # Without probes there is only what is read.
+        places = [name for name in PLACES if name in values]
+        left.plot(places, [values[name] for name in places], 'o-', ms=4, lw=1.3, color=shade,
                   label=run)
         rows += [{'run': run, 'what': 'left', 'place': name, 'value': values[name]}
-                 for name in PLACES]
+                 for name in places]
         for site, line in (('own patches', '-'), ('answer', '--')):
             points = _by_depth(found, run, site)
             right.plot(list(points), list(points.values()), f'o{line}', ms=3, lw=1.2, color=shade)

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pair_file
 import probed_study
 import published
 import pyarrow as pa
@@ -109,7 +110,7 @@ NOT_RUN = {  # pattern: (what is left out, reason)
     r'launch rehearse': ('downscale.commands.launch_rehearse._run',
                          'minutes; see launch/rehearsal/test_rehearse.py'),
     r'analyze losses': ('downscale.commands.analyze_probes.show_losses', 'see test_probe.py'),
-    r'analyze ledger': ('downscale.probe.causal.causal_ledger', 'see test_causal.py')}
+    r'analyze ledger runs/': ('downscale.probe.causal.causal_ledger', 'see test_causal.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant',
     r'launch submit .* --mount': 'copy the built mixture there'}
@@ -139,6 +140,13 @@ def tables():
     x, y, budget = planted()
     names = [f'{value:.0e}'.replace('+', '') for value in budget]
     csv.write_csv(pa.table({'n_nonembed': x, 'loss': y, 'budget': names}), 'budgets.csv')
+
+
+def write_pair(folder, row):
+    """A file of one matched pair as a document shows it, and its pictures."""
+    for side, colour in (('before', (220, 40, 40)), ('after', (40, 200, 40))):
+        pair_file.picture(folder / row[side], (120, 90), row['box'], colour)
+    pair_file.write_rows(folder, [row])
 
 
 @pytest.fixture(scope='module')
@@ -176,8 +184,10 @@ def folder(tmp_path_factory):
         write_package(root / 'packages')
         written = [sys.executable, 'experiments/smollm_easyvqa.py', 'packages']
         subprocess.run(written, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
-        question, = (line.text for line in LINES if line.kind == 'json')
-        (root / 'q.jsonl').write_text(question + '\n')
+        rows = {line.place: line.text for line in LINES if line.kind == 'json'}
+        (root / 'q.jsonl').write_text(rows.pop('docs/tutorials/extract_think.md') + '\n')
+        write_pair(root, json.loads(rows.pop('docs/tutorials/analysis.md')))
+        assert not rows
         (root / 'texts.txt').write_text('what is there\n')
         with patch.context() as one_device:  # so that compiling is short
             one_device.setenv('XLA_FLAGS', xla_flags())

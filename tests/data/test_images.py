@@ -336,3 +336,40 @@ def test_a_picture_file_is_read_inside_its_folder_alone(tmp_path):
         with pytest.raises(FileNotFoundError, match='no picture') as caught:
             images.open_under(root, name)
         assert one_line(caught)
+
+
+# --- a part of a picture ----------------------------------------------------------------------
+
+WIDE = VisionConfig(layers=1, W=8, H=1, F=8, patch=14, image=100)   # drops two pixels of each tile
+
+
+@pytest.mark.parametrize('size', [(200, 200), (320, 150), (150, 330), (90, 70)])
+@pytest.mark.parametrize('pictures', [FLAT, PADDED, ANYRES], ids=lambda one: one.mode)
+def test_a_box_touches_the_patches_whose_pixels_it_paints(pictures, size):
+    """In the whole picture and in every tile of the grid; resampling smears an edge by pixels."""
+    boxes = [(10, 20, 55, 60), (71, 33, 90, 70)]
+    plain = np.full((size[1], size[0], 3), 60, np.uint8)
+    painted = plain.copy()
+    for left, top, right, bottom in boxes:
+        painted[top:bottom, left:right] = 250
+    before, after = (images.tiles(Image.fromarray(pixels), WIDE, pictures).astype(int)
+                     for pixels in (plain, painted))
+    change_J = np.abs(after - before).max(axis=2).ravel()
+    touched_J = tiling.touched(boxes, size, WIDE, pictures)
+    assert touched_J.shape == change_J.shape and 0 < touched_J.sum() < len(touched_J)
+    # Beyond its edge a box rings by less than a half of its brightness; inside it is there.
+    assert np.all(touched_J[change_J > 95])
+    assert np.all(change_J[touched_J] > 0)
+
+
+@pytest.mark.parametrize('boxes, patch, touched', [
+    ([(0, 0, 20, 20)], 20, [0]), ([(19, 0, 21, 5)], 20, [0, 1]), ([(5, 25, 15, 60)], 20, [3, 6]),
+    ([(0, 0, 60, 60)], 20, range(9)), ([(41, 41, 60, 60), (0, 0, 1, 1)], 20, [0, 8])])
+def test_of_a_picture_in_its_own_size_exactly_what_is_touched_is_told(boxes, patch, touched):
+    vision = VisionConfig(layers=1, W=8, H=1, F=8, patch=patch, image=60)
+    found = tiling.touched(boxes, (60, 60), vision, PADDED)
+    assert np.flatnonzero(found).tolist() == list(touched)
+
+
+def test_a_box_in_a_border_that_is_dropped_touches_nothing():
+    assert not tiling.touched([(98, 10, 100, 40)], (100, 100), WIDE, FLAT).any()

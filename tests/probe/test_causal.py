@@ -1,32 +1,23 @@
 """The causal ledger, on a small model that answers and on three that were broken at a known place.
-
-`tests/data/smoke_cell/w64d2.npz` is w64d2-s0 of the smoke study behind `instruct`, in half
-precision: what stands in a cell it reads in 98 of 100 scenes.
 """
-import copy
 import dataclasses
 import json
 from types import SimpleNamespace
 
-import jax
+import broken_models
 import numpy as np
 import probed_study
 import pytest
 from probed_study import save
-from roots import ROOT
 
 from downscale.analysis.measures import Row
 from downscale.commands import main
 from downscale.data.scenes import pairs
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.world import World, caption, sample
-from downscale.evaluate.answers import items_of
-from downscale.experiment import file
-from downscale.experiment.expansion import cells_of
 from downscale.model.init import init_params
-from downscale.probe import causal, interchange
+from downscale.probe import causal
 from downscale.probe.causal import CausalPlan, Probed
-from downscale.probe.passes import Looker
 from downscale.stages.folders import folder_of
 from downscale.stages.models import model_of
 from downscale.study.preparation import prepare
@@ -90,13 +81,6 @@ def test_a_world_without_another_shape_asks_for_none():
     assert pairs.fields_of(World(families=('fact', 'count'))) == []
 
 
-@pytest.mark.parametrize('boxes, patch, touched', [
-    ([(0, 0, 20, 20)], 20, [0]), ([(19, 0, 21, 5)], 20, [0, 1]), ([(5, 25, 15, 60)], 20, [3, 6]),
-    ([(0, 0, 60, 60)], 20, range(9)), ([(41, 41, 60, 60), (0, 0, 1, 1)], 20, [0, 8])])
-def test_own_patches_are_those_that_a_box_touches(boxes, patch, touched):
-    assert np.flatnonzero(pairs.own_patches(boxes, 60, patch)).tolist() == list(touched)
-
-
 # --- levels -----------------------------------------------------------------------------------
 
 def probed(accuracy, chance=.25):
@@ -147,74 +131,10 @@ def test_a_probe_reads_what_is_there_and_nothing_of_shuffled_labels():
 # --- models -----------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
-def params():
-    """The parameters of the small model that answers."""
-    tree = {}
-    with np.load(ROOT / 'tests' / 'data' / 'smoke_cell' / 'w64d2.npz') as leaves:
-        for name in leaves.files:
-            *path, last = name.split('/')
-            at = tree
-            for part in path:
-                at = at.setdefault(part, {})
-            at[last] = leaves[name].astype(np.float32)
-    return tree
-
-
-def without_shapes(tree, looker, cell):
-    """A connector that drops what tells shapes apart, as far as a linear probe can tell."""
-    spare = [pairs.pair(cell.world, 'test', 5000 + n, 'shape') for n in range(480)]
-    seen = interchange.read(looker, items_of([one.base for one in spare], len(spare)))
-    x = causal._own(seen.taps['connected'], [interchange.matched(one, cell) for one in spare])
-    hot = np.eye(4)[np.unique([one.asked.shape for one in spare], return_inverse=True)[1]]
-    # After it no linear probe does better than the mean (LEACE, arXiv 2306.03819).
-    mean = x.mean(axis=0)
-    sizes, axes = np.linalg.eigh(np.cov(x.T) + 1e-3 * np.eye(len(mean)))
-    whiten, colour = (axes * sizes ** power @ axes.T for power in (-.5, .5))
-    across, _, _ = np.linalg.svd(whiten @ (x - mean).T @ (hot - hot.mean(axis=0)),
-                                 full_matrices=False)
-    drop = colour @ across[:, :3] @ across[:, :3].T @ whiten
-    connector = tree['connector']
-    connector['second_bias_D'] = (connector['second_bias_D'] - drop @ (
-        connector['second_bias_D'] - mean)).astype(np.float32)
-    connector['second_DD'] = (connector['second_DD'] @ (
-        np.eye(len(mean)) - drop.T)).astype(np.float32)
-    return tree
-
-
-def blind(tree):
-    """A decoder in which nothing travels from token to token."""
-    attention = tree['language']['blocks']['attention']
-    attention['o_HED'] = np.zeros_like(attention['o_HED'])
-    return tree
-
-
-def scrambled(tree):
-    """A head that reads in directions that the decoder does not write in."""
-    scale_D = tree['language']['final_norm']['scale_D']
-    signs = np.random.default_rng(1).choice([-1, 1], len(scale_D))
-    tree['language']['final_norm']['scale_D'] = scale_D * signs.astype(np.float32)
-    return tree
-
-
-@pytest.fixture(scope='module')
-def study(tmp_path_factory, params):
+def study(tmp_path_factory):
     """(folder, cells by name): the model as it is, and broken at each of three places."""
     folder = tmp_path_factory.mktemp('causal') / 'study'
-    config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', ['data.train=4'])
-    with config.unlocked():
-        del config['platform']
-    cells = {}
-    for seed, name in enumerate(('whole', 'connector', 'blind', 'head')):
-        cell, = cells_of(config, [{'size': 'w64d2', 'seed': seed}])[1:]
-        cells[name] = cell
-    prepare(folder, 'smoke', list(cells.values()), True)
-    save(folder_of(folder, cells['whole'], 'instruct'), params, cells['whole'])
-    whole = Looker(folder, cells['whole'])
-    for name, harm in (('connector', lambda tree: without_shapes(tree, whole, cells['whole'])),
-                       ('blind', blind), ('head', scrambled)):
-        broken = harm(copy.deepcopy(jax.tree.map(np.asarray, params)))
-        save(folder_of(folder, cells[name], 'instruct'), broken, cells[name])
-    return folder, cells
+    return folder, broken_models.build(folder)
 
 
 @pytest.fixture(scope='module')
@@ -226,8 +146,7 @@ def ledgers(study):
                    or row.what == 'place'} for name, cell in cells.items()}
 
 
-@pytest.mark.parametrize('model, place', [
-    ('whole', 'nowhere'), ('connector', 'carry'), ('blind', 'address'), ('head', 'read')])
+@pytest.mark.parametrize('model, place', broken_models.PLACES.items())
 def test_the_place_of_a_planted_fault_is_named(ledgers, model, place):
     assert (place, 'place') in ledgers[model]
 

@@ -5,8 +5,6 @@ They tell what a model does with that field: whatever it answers differently com
 from dataclasses import dataclass, replace
 from itertools import count
 
-import numpy as np
-
 from downscale.data.records import Example, Question
 from downscale.data.scenes import clutter_drawing, clutter_families, clutter_world
 from downscale.data.scenes.clutter_telling import name_of
@@ -159,15 +157,3 @@ def _example(world, scene, obj, field, name):
     question: Question = question_of(ask, scene_id, family)
     return Example(scene_id=scene_id, images=(render(world, scene),), caption=caption_of([scene]),
                    questions=(question,))
-
-
-def own_patches(boxes: list[tuple[int, ...]], side: int, patch: int) -> np.ndarray:
-    """Return which patches [P] of a square picture of `side` pixels these boxes touch.
-
-    Boxes are x0, y0, x1, y1 in pixels, right and bottom edge exclusive.
-    """
-    count = side // patch
-    touched = np.zeros((count, count), bool)
-    for x0, y0, x1, y1 in boxes:
-        touched[y0 // patch:-(-y1 // patch), x0 // patch:-(-x1 // patch)] = True
-    return touched.ravel()
