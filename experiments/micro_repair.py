@@ -26,9 +26,10 @@ Command:   downscale study experiments/micro_repair.py            (two sizes, fi
            downscale study experiments/micro_repair.py:quick      (one size, one seed)
            downscale study experiments/micro_repair.py:late       (two sizes, five seeds)
 Hardware:  2 CPU cores, 4 GiB
-Time:      46 minutes of two cores that did other work too
+Time:      46 minutes of two cores that did other work too; `late` 25
 Expect:    claims about GRPO, rejection sampling and pairs contradicted, the one about explaining
-           open; see docs/results/repair/README.md
+           open, in `late` GRPO above its control and contradicted again; see
+           docs/results/repair/README.md
 """
 from ml_collections import ConfigDict
 
