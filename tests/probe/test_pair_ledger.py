@@ -14,6 +14,7 @@ import probed_study
 import pytest
 import small
 from question_file import fails
+from tokenizers import normalizers
 
 from downscale.data.scenes import pairs as scene_pairs
 from downscale.evaluate.answers import items_of
@@ -204,6 +205,10 @@ def test_what_lies_in_own_patches_passes_through_them_in_every_tile(looked):
         np.testing.assert_allclose(share_of(shares, *site), 1, atol=2e-3)
     np.testing.assert_allclose(share_of(shares, 'own patches', last), 0, atol=1e-4)
     np.testing.assert_allclose(share_of(shares, 'answer', 0), 0, atol=1e-4)
+    # The connector looks at one patch at a time: before and behind it the same is taken over.
+    own = share_of(shares, 'connector', np.nan)
+    np.testing.assert_allclose(share_of(shares, 'tower', np.nan), own, atol=1e-3)
+    assert np.abs(share_of(shares, 'connector, other patches', np.nan) - own).min() > .01
     # A swap there and back moves by the same, in either direction.
     np.testing.assert_allclose(moved.full[0], moved.full[1], rtol=1e-3)
 
@@ -245,6 +250,22 @@ def test_what_a_model_cannot_be_asked_is_refused_by_name(tmp_path, changes, word
         pair_file.picture(tmp_path / 'after0.png', box=changes['box'])
     pairs = read_pairs(path)
     fails(lambda: pair_ledger.pair_ledger(looker, 'x', pairs, PLAN), 'pairs.jsonl, line 1', words)
+
+
+def test_answers_that_are_one_to_a_model_are_refused(tmp_path):
+    looker = tiny(tmp_path / 'model', Pictures('padded'))
+    looker.encoder.tokenizer.normalizer = normalizers.Lowercase()
+    pairs = read_pairs(pair_file.drawn(tmp_path, **{**WORDS, 'answer_after': 'Circle'}))
+    fails(lambda: pair_ledger.pair_ledger(looker, 'x', pairs, PLAN),
+          'line 1: the two answers are the same tokens to this model')
+
+
+def test_an_answer_in_which_a_reply_would_end_is_refused(tmp_path):
+    looker = tiny(tmp_path / 'model', Pictures('padded'))
+    looker.encoder.stops |= {*looker.encoder.ids('square')}
+    pairs = read_pairs(pair_file.drawn(tmp_path, **WORDS))
+    fails(lambda: pair_ledger.pair_ledger(looker, 'x', pairs, PLAN),
+          'line 1: an answer holds a token that ends replies of this model')
 
 
 def test_a_prompt_beyond_the_context_of_a_model_is_refused(tmp_path):
