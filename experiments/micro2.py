@@ -6,19 +6,30 @@ sizes span a factor of 36 in non-embedding parameters; w160d4, which would make 
 as long as all others together. The tower is frozen behind its own training. Every size answers at
 three numbers of steps, and has writers of its own at each; three sizes reason, over all that is
 written. A chain asks for the same field as `color` over the same scene, so that steps are the only
-difference; facts are told equally often, whatever their number; writers are trained under budgets;
-a tenth of what instruct asks comes without its picture, so that a blind question is nothing new.
+difference; facts are told equally often, whatever their number; a tenth of what instruct asks comes
+without its picture, so that a blind question is nothing new.
 
-What follows was written down before the first run of these settings; pilots were single cells of
-one size under other steps and thoughts (docs/concepts/clutter.md). Rates were compared in 300 steps
-of align (`rates`, with a tower of 1,000 steps that was trained as well). Loss over the last tenth,
-w32d1 and w96d4: 1.32, 1.25 at 0.001; 1.29, 1.19 at 0.002; 1.25, 1.12 at 0.004; 1.28, 1.07 at 0.008;
-1.33, 1.01 at 0.016. None is best at both ends; 0.008 is the one whose worse end is off by least.
-Families are those that a pilot had shown to be learnt from texts; left out are `nearest`, `rare`
-and `twohop`, which were not, and `chain3` and `chain4`, which were not in its steps. Claims are
-about the trunk (all steps), with two-sided 95 % intervals over seeds and pictures, and p adjusted
-by Holm over all of them. Seeds are run in their order; claims are read once, when all are there,
-and nothing is left out.
+What follows was written down before any cell of these settings was evaluated; an earlier form of
+it (c570e11), whose families, budgets and claims a review found undecidable, was stopped while its
+first tower was trained. Pilots were single cells of one size under other steps and thoughts
+(docs/concepts/clutter.md). Rates were compared in 300 steps of align (`rates`, one seed, with a
+tower of 1,000 steps that was trained as well). Loss over the last tenth, w32d1 and w96d4: 1.32,
+1.25 at 0.001; 1.29, 1.19 at 0.002; 1.25, 1.12 at 0.004; 1.28, 1.07 at 0.008; 1.33, 1.01 at 0.016.
+The best of w96d4 may lie beyond; all sizes have 0.008, whose worse end is off by least: what looks
+like size may be rate by that much. Families are those that the pilot answered clearly above every
+guess from true captions; the others (`content`, `exists`, longer chains, `nearest`, `rare`,
+`twohop`) would fail the gate of all. Captions and extractions have no budget: under one, captions
+alone would be cut. That the drop tracks reliance is not claimed: where the small model is blind,
+both are the same number. Nor is anything about equal tokens: captions cut to an extraction's length
+hold what is asked by chance.
+
+Claims are about the trunk (all steps), with two-sided 95 % intervals over seeds and pictures, and p
+adjusted by Holm over all of them. `a` is not decided where knowledge is above 0.95 at both ends or
+the largest size is not above the floor in what is seen. `e` checks that thoughts were learnt, as a
+pilot says. In `f` the pair thinks and the joint model does not, and the pair costs more. With the
+spread between seeds that is assumed, three seeds see effects of about 0.3; before the run this is
+printed. Seeds are run in their order; claims are read once, when all are there, and nothing is
+left out.
 
 Command:   downscale study experiments/micro2.py:0 --out runs/micro2    (its seed 0; :1, :2)
            downscale study experiments/micro2.py                (the study)
@@ -39,22 +50,18 @@ SEEDS = (0, 1, 2)
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 PIECES = tuple(map(str, SEEDS))  # one seed of the study, in the study's own folder
 ARGUMENTS = ('', *PIECES, 'rates', 'small', 'dry')
-FAMILIES = ('held', 'rule', 'color', 'size', 'read', 'content', 'position', 'ground',
-            'count_color', 'count_shape', 'compare', 'relation', 'exists', 'chain1', 'chain2')
+FAMILIES = ('held', 'rule', 'color', 'size', 'read', 'position', 'ground', 'count_color',
+            'count_shape', 'compare', 'relation', 'chain1')
 CLAIMS = (
     dict(id='a', text='Downscaling hurts visual tasks more than knowledge',
-         contrast='visual_minus_knowledge', gate='joint'),
-    dict(id='b', text='The drop tracks reliance on the picture', contrast='drop_by_reliance',
-         gate='joint'),
-    dict(id='c', text='Perception falls as much as reasoning', test='equivalent', threshold=0.05,
-         contrast='perception_minus_reasoning', mode='think'),
+         contrast='visual_minus_knowledge', gate='joint', seed_sd=0.1),
+    dict(id='c', text='Perception falls as much as reasoning, within 0.15', test='equivalent',
+         threshold=0.15, contrast='perception_minus_reasoning', mode='think', seed_sd=0.1),
     dict(id='d1', text='Extraction tuning beats captioning at equal examples',
-         contrast='extraction_minus_caption', mode='think'),
-    dict(id='d2', text='Extraction tuning beats captioning at equal tokens',
-         contrast='extraction_minus_caption_equal_tokens', mode='think'),
-    dict(id='e', text='Step-by-step answers help', contrast='thinking', mode='think'),
-    dict(id='f', text='Extract+Think beats end-to-end, whatever it costs',
-         contrast='chain_minus_joint', mode='think'))
+         contrast='extraction_minus_caption', mode='think', seed_sd=0.1),
+    dict(id='e', text='Step-by-step answers help', contrast='thinking', mode='think', seed_sd=0.1),
+    dict(id='f', text='A pair that thinks beats one model that answers at once, whatever it costs',
+         contrast='chain_minus_joint', mode='think', seed_sd=0.1))
 _SEES = ('language', 'tower', 'connector', 'image_newline_D')
 _STAGES = ('tower', 'text', 'align', 'instruct', 'caption', 'extract', 'reason')
 
@@ -93,13 +100,13 @@ def get_config(arg=''):
         vocabulary=640, vision=dict(layers=2, W=64, H=4, F=192, patch=12, image=96),
         parametrisation=dict(kind='mup', base_width=64, base_depth=4, input=8.0, output=4.0),
         world=dict(kind='clutter', min_objects=4, max_objects=6, n_shapes=12, n_colors=6,
-                   n_chars=4, strokes=4, n_facts=8 if few else 64, exposures=2 if few else 40,
-                   families=FAMILIES),
+                   n_chars=4, strokes=4, n_facts=8 if few else 256, exposures=2 if few else 40,
+                   budgets=(), families=FAMILIES),
         data=dict(train=60 if few else 16_000, validation=16, test=16 if few else 128,
                   similarity_share=0.0),
         stages=stages,
         evaluation=dict(scenes=4 if few else 96, batch=128, write=96, think=96,
-                        texts=['caption', 'extraction', 'brief']),
+                        texts=['caption', 'extraction']),
         claims=CLAIMS if whole else (), unroll=8))
 
 
