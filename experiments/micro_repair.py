@@ -17,7 +17,7 @@ cells are there. `quick` is seed 0 of the smaller size, and was run first.
 one setting, without a control. Here it begins behind 400 steps of extraction, with the same
 setting: a pilot of another seed, at ten settings from 1,120 steps on (rates 0.0003 to 0.003, with
 and without `kl`, groups of 8, `tries` of 2, temperature 1.5, 180 steps), had found none that does
-better, and none that raised greedy texts by more than 0.02 where more extraction added 0.07.
+better, and none that raised greedy texts of w32d2 by more than 0.02 where extraction added 0.07.
 Beside it stand extraction of as many FLOPs, the control whose rewards are scrambled, and readers
 from whom the question is hidden. One claim, `grpo`; of the control it is asked whether GRPO gains
 more than it over the extraction that both begin with.
