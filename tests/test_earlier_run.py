@@ -75,7 +75,21 @@ def test_its_report_has_the_same_numbers(earlier):
     for rows in now['warnings'].values():
         for row in rows:
             assert len(row.pop('next')) == min(row['groups'], 3) - 1
-    assert {name: now[name] for name in then} == then
+    # An interval says its error and degrees, a claim its p, the gate of which texts it is.
+    now['gate'].pop('kind')
+    for row in now['claims']:
+        del row['p'], row['p_holm']
+    assert {name: without(now[name], 'error', 'degrees') for name in then} == then
+
+
+def without(value, *names):
+    """A JSON value whose intervals lack these fields."""
+    if isinstance(value, list):
+        return [without(part, *names) for part in value]
+    if not isinstance(value, dict):
+        return value
+    left_out = names if 'method' in value else ()
+    return {name: without(part, *names) for name, part in value.items() if name not in left_out}
 
 
 def test_its_replies_are_scored_the_same(earlier, capsys):
