@@ -17,11 +17,11 @@ tower of 1,000 steps that was trained as well). Loss over the last tenth, w32d1 
 1.25 at 0.001; 1.29, 1.19 at 0.002; 1.25, 1.12 at 0.004; 1.28, 1.07 at 0.008; 1.33, 1.01 at 0.016.
 The best of w96d4 may lie beyond; all sizes have 0.008, whose worse end is off by least: what looks
 like size may be rate by that much. Families are those that the pilot answered clearly above every
-guess from true captions; the others (`content`, `exists`, longer chains, `nearest`, `rare`,
-`twohop`) would fail the gate of all. Captions and extractions have no budget: under one, captions
-alone would be cut. That the drop tracks reliance is not claimed: where the small model is blind,
-both are the same number. Nor is anything about equal tokens: captions cut to an extraction's length
-hold what is asked by chance.
+guess from true captions (of `rule` it had too few names to say); the others (`content`, `exists`,
+longer chains, `nearest`, `rare`, `twohop`) would fail the gate of all. Captions and extractions
+have no budget: under one, captions alone would be cut. That the drop tracks reliance is not
+claimed: where the small model is blind, both are the same number. Nor is anything about equal
+tokens: captions cut to an extraction's length hold what is asked by chance.
 
 Claims are about the trunk (all steps), with two-sided 95 % intervals over seeds and pictures, and p
 adjusted by Holm over all of them. `a` is not decided where knowledge is above 0.95 at both ends or

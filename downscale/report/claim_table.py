@@ -99,7 +99,7 @@ def _notes(rows, gate):
 
 
 def weak(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return which decided claims another claim or two more would have left open, as one line."""
+    """Return a line that names the decided claims whose adjusted p is .05 or more, or none."""
     decided = [row for row in rows if row['verdict'] in ('supported', 'contradicted')]
     names = [row['id'] for row in decided if row['p_holm'] >= .05]
     if not names:
