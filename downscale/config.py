@@ -309,7 +309,7 @@ def _stored(experiment):
         for key in ('blind', 'decay', 'forks', 'trunk'):
             if not stage[key]:
                 del stage[key]
-        if stage['name'] != 'perceive':
+        if STAGES[stage['name']].rows != 'written':
             del stage['policy']
         elif not stage['policy']['scrambled']:
             del stage['policy']['scrambled']

@@ -1,5 +1,6 @@
 """Every knob of a stage of a cell, frozen, and what follows from them: its shapes and schedule."""
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from downscale.data.scenes.conversations import (
     Recipe,
 )
 from downscale.schedule import DECAY, FINAL, WARMUP, Schedule, leaves
-from downscale.stage_table import GROUPS, STAGES, StageKind
+from downscale.stage_table import GROUPS, READERS, STAGES, StageKind
 from downscale.values import COUNT, Choice, Range, Several, check
 
 # The newline may come from a parent, but it learns with `language` and has no rate of its own.
@@ -26,14 +27,22 @@ TRAINS = 'the groups that a stage trains'
 PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
 
-TEXT_STAGES = ('text', 'reason')  # whose models answer from texts
+TEXT_STAGES = ('text', *READERS)  # whose models answer from texts
 METHODS = ('grpo', 'rejection', 'dpo', 'distil')
+# Fields of `PolicySettings` that are about descriptions, and who reads them.
+OF_DESCRIPTIONS = ('reasoners', 'think', 'answer', 'budget', 'leak_price', 'questions')
 _SHARE = Range(0, 1e6, 'share of a reward')
 
 
 def is_stage(reasoner: str) -> bool:
     """Return whether one of `PolicySettings.reasoners` is a stage, and not a folder."""
     return reasoner.rpartition('/')[2] in TEXT_STAGES
+
+
+def reader_of(stages: Iterable['Stage']) -> str:
+    """Return the stage of a cell that answers from texts, the last one tuned to; '' without."""
+    names = {stage.name for stage in stages}
+    return next((name for name in READERS if name in names), '')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,11 @@ class PolicySettings:
     `updates` steps are taken with what was written at once. `questions` is a file of one's own
     questions, in the place of those of the scenes. `scrambled` is a control: every group is paid
     what the next group of its batch earned, so that rewards say nothing about what was written.
+
+    The stage 'practise' does the same with thoughts: it reads a true caption or extraction with a
+    question, writes a thought and an answer of together at most `write` tokens, and is paid where
+    that answer is right. `reasoners`, `think`, `answer`, `budget`, `leak_price` and `questions` are
+    not for it.
     """
     reasoners: Annotated[tuple[str, ...], Several(1, 'who answers from what is written')] = (
         'reason',)
@@ -74,9 +88,9 @@ class PolicySettings:
     scrambled: bool = False
 
     @property
-    def judges(self) -> tuple[str, ...]:
-        """The reasoners that are asked at all."""
-        return () if self.method == 'distil' else self.reasoners
+    def measures(self) -> bool:
+        """Whether the distance from the start is measured."""
+        return bool(self.kl) and self.method != 'distil'
 
     def __post_init__(self):
         check(self)
@@ -201,8 +215,13 @@ class Stage:
         if self.kind.rows != 'written':
             if policy != PolicySettings():
                 raise ValueError(f'stage {self.name} learns from given texts; `policy` is for the '
-                                 "stage 'perceive'")
+                                 "stages 'perceive' and 'practise'")
             return
+        misplaced = [name for name in OF_DESCRIPTIONS
+                     if vars(policy)[name] != vars(PolicySettings())[name]]
+        if self.kind.reads and misplaced:
+            raise ValueError(f'stage {self.name}: policy.{", ".join(misplaced)} is about '
+                             'descriptions and who reads them; it answers itself: leave it out')
         if self.mixture or self.replay or self.buckets or self.forks:
             raise ValueError(f'stage {self.name} writes its rows itself; leave out mixture, '
                              'replay, buckets and forks (`policy.questions` names own questions)')
@@ -263,6 +282,12 @@ class Stage:
                                  'leave it out')
             if sizes.count(size) > 1:
                 raise ValueError(f'{where} occurs {sizes.count(size)} times; keep one')
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The reasoners that are asked what is worth of what it writes itself."""
+        asks = self.kind.writes and self.kind.rows == 'written' and self.policy.method != 'distil'
+        return self.policy.reasoners if asks else ()
 
     @property
     def kind(self) -> StageKind:

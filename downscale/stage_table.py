@@ -23,12 +23,13 @@ class StageKind:
         that the model wrote itself, each weighed by what came of it; 'none' where nothing is
         learnt: a model is made smaller, and what it reads tells what to keep.
     rows: 'packed', as many conversations as fit, 'captioned', one picture and its caption, or
-        'written', one question and a description that the model wrote for it.
+        'written', one question and what the model wrote for it.
     layout: 'tiles', as the study cuts pictures, or 'flat', each squashed into one tile.
     chat: 'own', that of the study, or 'bare': where ChatML is spoken, captions without it.
     writes: the kind of text that it is tuned to write; '' for none.
     answers: whether it answers questions with the picture before it.
     explains: whether it first writes what it sees and thinks: explain, then answer, in one model.
+    reads: whether it is tuned to answer from texts.
     thinks: whether its conversations about made-up scenes may hold thoughts.
     shared: whether one cell has it for all sizes of a seed.
     divergence: of a teacher and the stage, where it has one: 'forward', KL(teacher || student), or
@@ -44,6 +45,7 @@ class StageKind:
     writes: str = ''
     answers: bool = False
     explains: bool = False
+    reads: bool = False
     thinks: bool = False
     shared: bool = False
     divergence: str = 'forward'
@@ -67,7 +69,11 @@ STAGES = {
     'extract': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'caption'), writes='extraction'),
     'explain': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), answers=True,
                          explains=True, thinks=True),
-    'reason': StageKind(parents={'language': 'text'}, trainable=('language',), thinks=True),
+    'reason': StageKind(parents={'language': 'text'}, trainable=('language',), reads=True,
+                        thinks=True),
+    # It writes each thought itself, behind one question.
+    'practise': StageKind(parents={'language': 'reason'}, trainable=('language',), loss='policy',
+                          rows='written', reads=True, divergence='reverse', named=True),
     # Behind 'reason', whose reasoners judge what it writes.
     'perceive': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'extract'), loss='policy',
                           rows='written', writes='perceived', divergence='reverse'),
@@ -76,5 +82,7 @@ STAGES = {
 JOINT = tuple(name for name in reversed(STAGES)
               if STAGES[name].answers and not STAGES[name].explains)
 EXPLAIN = 'explain'
+# The stages that answer from texts, in the same order.
+READERS = tuple(name for name in reversed(STAGES) if STAGES[name].reads)
 # Kind of text: the stage that is tuned to write it.
 WRITER = {kind.writes: name for name, kind in STAGES.items() if kind.writes}

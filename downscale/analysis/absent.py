@@ -17,7 +17,7 @@ from downscale.results.items import HIDDEN
 from downscale.results.study import Cell
 from downscale.results.study_file import read_object
 from downscale.results.text_kinds import SOURCE_STAGE
-from downscale.stage_table import EXPLAIN, JOINT
+from downscale.stage_table import EXPLAIN, JOINT, READERS
 
 MOST = 3   # that a sentence names
 
@@ -30,7 +30,7 @@ def absent(s: Scored) -> list[tuple[str, str]]:
     pairs = _pairs(evaluated, runs, s)
     hidden = set(s.study.hidden.cells) if s.study.hidden else set()
     wanted = _joint(evaluated, runs, s) | pairs
-    if hidden or any(plan.get('question_hidden') for plan in _declared(s, ('reason',))):
+    if hidden or any(plan.get('question_hidden') for plan in _declared(s, READERS)):
         wanted |= {cell._replace(condition=HIDDEN) for cell in pairs if not cell.thinking}
     missing = [(name_of(cell), 'not there') for cell in wanted - evaluated - hidden]
     # 2. Parts of evaluations. Joint models and readers may have been asked different questions.
@@ -135,10 +135,10 @@ def _pairs(evaluated, runs, s):
     cells = [cell for cell in evaluated if cell.r_run]
     pairs = [cell for cell in cells if cell.p_run]
     ways = {(cell.text_kind, cell.thinking) for cell in pairs}
-    for plan in _declared(s, ('reason',)):
+    for plan in _declared(s, READERS):
         ways |= {(kind, bool(thinking)) for kind, thinking in itertools.product(
             plan.get('texts', ()), plan.get('thinking', ()))}
-    readers = runs.having(('reason',), runs.sizes(cells, 1))
+    readers = runs.having(READERS, runs.sizes(cells, 1))
     wanted = set()
     for kind, thinking in ways:
         writing = runs.sizes([cell for cell in pairs if cell.text_kind == kind], 0)

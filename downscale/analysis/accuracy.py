@@ -239,7 +239,7 @@ def _steps(s):
 def _training(trained, run):
     """Return (size, all settings of a run's stages but their steps, the sum of their steps)."""
     queue = [(cell, name) for cell, name in trained
-             if cell == run and not STAGES[name].writes and name != 'reason']
+             if cell == run and not STAGES[name].writes and not STAGES[name].reads]
     stages = {}
     while queue:
         cell, name = key = queue.pop()

@@ -23,7 +23,8 @@ CONTRASTS = {run.__name__: run for run in (
     contrasts.extraction_minus_caption_equal_tokens, contrasts.thinking,
     contrasts.chain_minus_joint, repairs.chain_minus_joint_equal_flops,
     repairs.explained_minus_joint, repairs.chain_minus_explained,
-    repairs.grpo_minus_extraction, repairs.rejection_minus_extraction)}
+    repairs.grpo_minus_extraction, repairs.rejection_minus_extraction,
+    repairs.distil_minus_extraction)}
 TESTS = ('greater', 'equivalent')
 GATES = ('reasoner', 'joint', 'none')
 MODES = ('', 'direct', 'think')

@@ -17,7 +17,7 @@ from downscale.results.study_file import short
 from downscale.results.text_kinds import SOURCE_STAGE
 from downscale.results.trained import Trained, read_stages
 from downscale.sizes import LanguageConfig
-from downscale.stage_table import EXPLAIN, JOINT
+from downscale.stage_table import EXPLAIN, JOINT, READERS
 from downscale.values import unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
@@ -73,8 +73,9 @@ def stage_of_cell(s: Scored, cell: Cell) -> tuple[str, str]:
 
 def reasoner_of(s: Scored, run: str) -> tuple[LanguageConfig, dict[tuple[str, str], Trained]]:
     """Return (LanguageConfig of a reasoner, the stages behind it), none of an imported one."""
-    if (run, 'reason') in stages_of(s):
-        return stages_of(s)[run, 'reason'].language, ancestry(s, (run, 'reason'))
+    for name in READERS:
+        if (run, name) in stages_of(s):
+            return stages_of(s)[run, name].language, ancestry(s, (run, name))
     return stages_of(s)[stage_of(s, run, '')].language, {}
 
 

@@ -217,6 +217,11 @@ def rejection_minus_extraction(s: Scored, mode: str) -> Found:
     return _learnt(s, mode, 'rejection')
 
 
+def distil_minus_extraction(s: Scored, mode: str) -> Found:
+    """Return what a teacher's say on the stage's own texts gains over extraction, as GRPO does."""
+    return _learnt(s, mode, 'distil')
+
+
 def _learnt(s, mode, method):
     """Return what a method of 'perceive' gains over extraction tuning, the mean over sizes."""
     made = arms(s)

@@ -21,8 +21,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
                      'study; with --data also of models: imported, or STUDY/cells/CELL/STAGE')
     sub.add_argument('--data', type=local_path, metavar='FILE', help='ask about pictures of your '
                      'own: .jsonl of "before", "after", "question", "answer_before", '
-                     '"answer_after", "box" and maybe "change", "field", "key", "id"')
+                     '"answer_after", "box", "change"?, "field"?, "key"?, "id"?')
     sub.add_argument('--cell', nargs='+', metavar='C', help='these cells (default: all)')
+    sub.add_argument('--stage', metavar='S', help='behind this one (default: the one that answers)')
     sub.add_argument('--pairs', type=count, metavar='N',
                      help='matched scenes of each field (default 96)')
     sub.add_argument('--scenes', type=count, metavar='N',
@@ -71,9 +72,11 @@ def _refuse(args, studies: list[Path]) -> None:
     """Raise ValueError in one line for arguments that do not go together."""
     if args.data and not args.out:
         raise ValueError('--data needs --out, the folder of its ledger')
-    for option in ('pairs', 'scenes'):
+    for option in ('pairs', 'scenes', 'stage'):
         if args.data and vars(args)[option]:
             raise ValueError(f'--{option} is about made-up scenes; leave it out with --data')
+    if args.stage:
+        _check_stage(args.stage)
     if args.cell and not studies:
         raise ValueError('--cell chooses among the cells of a study; leave it out for models')
     if len(args.study) > 1 and (studies or not args.data):
@@ -84,13 +87,23 @@ def _refuse(args, studies: list[Path]) -> None:
                          'own pictures, or the folder of its study')
 
 
+def _check_stage(stage: str) -> None:
+    """Raise ValueError for a stage that neither answers with the picture nor writes."""
+    from downscale.stage_table import STAGES
+    from downscale.values import unknown
+    known = [name for name, kind in STAGES.items()
+             if kind.writes or kind.answers and not kind.explains]
+    if stage not in known:
+        raise ValueError(f'--stage: {unknown("stage", stage, known)}')
+
+
 def _cells(args, study: Path) -> 'tuple[list[Experiment], list[str]]':
     """Return (the cells of a study that are looked at, why others are left out)."""
     from downscale.probe.probe import probed_cells
     from downscale.results.study_file import read_study
     from downscale.runtime.files import place
     from downscale.values import unknown
-    cells, notes = probed_cells(study, read_study(place(study)))
+    cells, notes = probed_cells(study, read_study(place(study)), args.stage or '')
     names = [cell.name for cell in cells]
     for name in args.cell or ():
         if name not in names:
@@ -110,7 +123,8 @@ def _of_scenes(args, bars: 'Bars') -> 'tuple[list[Experiment], list[Row], list[s
     rows = []
     for cell in cells:
         rows += causal_ledger(args.study, cell, plan,
-                              lambda done, total, name=cell.name: bars(name, done, total))
+                              lambda done, total, name=cell.name: bars(name, done, total),
+                              args.stage or '')
         bars.finished(cell.name)
     return cells, rows, notes
 

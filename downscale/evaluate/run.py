@@ -20,7 +20,8 @@ from downscale.model.vlm import Vlm
 from downscale.results.items import write_items, write_texts
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
-from downscale.stage_table import EXPLAIN, WRITER
+from downscale.stage_config import reader_of
+from downscale.stage_table import EXPLAIN, READERS, WRITER
 from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash, encoder_of, library_of
 from downscale.stages.models import groups_of, model_of
@@ -39,14 +40,14 @@ def engine_of(study: PathLike, experiment: Experiment, stage: str | None) -> tup
         raise ValueError(f'{experiment.name} has no stage for this evaluation')
     slots = experiment.evaluation.batch
     tensor = math.gcd(experiment.mesh.tensor, jax.local_device_count())
-    if stage == 'reason' and 'reason' not in [trained.name for trained in experiment.stages]:
+    if stage == 'reason' and not reader_of(experiment.stages):
         folder = Path(experiment.imports['language'])
         return open_engine(folder, slots, tensor), folder
     model = model_of(experiment, stage)
     assert isinstance(model, Vlm)  # no evaluation asks a tower
     encoder = encoder_of(study, experiment, stage)
     # pyrefly: ignore[bad-argument-type]
-    target = abstract_params(model, groups_of(model, sees=stage != 'reason'))
+    target = abstract_params(model, groups_of(model, sees=stage not in READERS))
     folder = folder_of(study, experiment, stage)
     return Engine(model, load_params(folder, target), encoder, slots, own_mesh(tensor)), folder
 
@@ -87,7 +88,8 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in WRITER:
         stage = experiment.writer_stage(name)
     else:
-        stage = {JOINT: experiment.joint_stage, EXPLAINED: EXPLAIN}.get(name, 'reason')
+        stage = {JOINT: experiment.joint_stage, EXPLAINED: EXPLAIN}.get(
+            name, reader_of(experiment.stages) or 'reason')
     engine, trained = engine_of(study, experiment, stage)
     sums = read_json(latest(trained) / checksums.NAME)  # another model may have the same hash
     replies = Replies(engine, folder / 'replies', [experiment.hash, name, data, sums])

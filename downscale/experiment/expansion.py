@@ -161,8 +161,7 @@ def _check_reasoners(cells, trained):
     """
     for cell in cells:
         for stage in cell.stages:
-            names = stage.policy.judges if stage.kind.rows == 'written' else ()
-            for name in filter(is_stage, names):
+            for name in filter(is_stage, stage.judges):
                 if reference_of(cell, name) not in trained:
                     known = sorted(place for place in trained if is_stage(place))
                     raise ValueError(f'{cell.name}, stage {stage.name}, policy.reasoners: '

@@ -138,9 +138,7 @@ def _needs(cell):
     for stage in cell.stages if not cell.trained_as else ():
         references = [reference_of(cell, parent) for parent in stage.parents.values()]
         references.append(stage_of(cell, stage) if stage.teacher else None)
-        if stage.kind.rows == 'written':
-            references += [reference_of(cell, name) for name in stage.policy.judges
-                           if is_stage(name)]
+        references += [reference_of(cell, name) for name in stage.judges if is_stage(name)]
         for reference in filter(None, references):
             yield reference.rpartition('/')[0]
         if stage.trunk:

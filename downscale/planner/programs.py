@@ -117,7 +117,7 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
             programs += [Use(name=f'{cell.name}/{stage.name}', request=request,
                              steps=stage.steps - stage.first_step)
                          for request in _trained(cell, stage, teacher, place, wish)]
-            if stage.kind.rows == 'written' and not wish.text_only:
+            if stage.kind.rows == 'written' and not (stage.tiles and wish.text_only):
                 programs.append(_writing(cell, stage, place))
     # A tower cell trains the shared tower and answers nothing.
     for cell in cells:
@@ -173,8 +173,8 @@ def _writing(cell, stage, place):
     request = ProgramRequest(kind='decode', topology=place.name, mesh=(1, 1, ways), rows=rows,
                              length=stage.length, tiles=0, cell=_essence(cell, 0), slots=rows)
     # Weights and two moments in float32, and the start where the distance from it counts.
-    copies = 3 + bool(policy.kl and policy.judges)
-    state = 4 * copies * sum(parts_of(cell.language, cell.vision).values())
+    copies = 3 + policy.measures
+    state = 4 * copies * sum(parts_of(cell.language, cell.vision if stage.tiles else None).values())
     return Use(name=f'{cell.name}/{stage.name} writes', request=request,
                steps=stage.steps // policy.updates * policy.write * lanes,
                beside=state * ways // place.devices)

@@ -1,5 +1,5 @@
 """What a model that writes its own rows is asked, and what it wrote: questions, prompts, rows."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from downscale.data.scenes.clutter_conversations import budgeted
 from downscale.data.tokens import Encoder
 from downscale.evaluate import public
 from downscale.evaluate.answers import Item, Wording, item_of, prompt_of, wording_of
+from downscale.evaluate.decoupled import gold_texts
 from downscale.generate.requests import Prompt, Reply
-from downscale.results.text_kinds import PERCEIVED
+from downscale.results.text_kinds import CAPTION, EXTRACTION, PERCEIVED
 from downscale.runtime.files import PathLike
 from downscale.stage_config import Stage
 from downscale.stages.inputs import encoder_of, library_of
@@ -49,7 +50,10 @@ class Description:
 
 
 def questions_of(study: PathLike, experiment: Experiment, stage: Stage, seed: int) -> Any:
-    """Return the endless sequence of `Item`s with pictures, every epoch in another order."""
+    """Return the endless sequence of `Item`s, every epoch in another order.
+
+    They have pictures, or where the stage reads the true text of one and its question.
+    """
     if stage.policy.questions:
         asked = Evaluation(benchmarks={'questions': stage.policy.questions}, texts=(PERCEIVED,))
         items = [item for item in public.items(asked) if item.example.count]
@@ -57,11 +61,19 @@ def questions_of(study: PathLike, experiment: Experiment, stage: Stage, seed: in
             raise ValueError(f'{stage.policy.questions} has no question with a picture')
         return shuffled(len(items), lambda index, rng: items[index], seed)
     library = library_of(study, experiment, 'train')
+    wording = wording_of(experiment)
 
     def draw(index, rng):
         example = library.example(index)
         seen = [question for question in example.questions if question.kind == 'visual']
-        return item_of(example, seen[rng.integers(len(seen))])
+        item = item_of(example, seen[rng.integers(len(seen))])
+        # Facts are left out: a text has no part in them, and they are known or are not.
+        if not stage.kind.reads:
+            return item
+        text, = gold_texts([item], (CAPTION, EXTRACTION)[rng.integers(2)]).values()
+        # It is asked about the text, and judged as if it had been asked about the picture.
+        asked = replace(item.question, text=wording.reason(item, text, True))
+        return replace(item, question=asked)
     return shuffled(len(library), draw, seed)
 
 
@@ -75,10 +87,13 @@ def check_room(study: PathLike, experiment: Experiment, stage: Stage, first: int
 
 
 def prompt_for(stage: Stage, encoder: Encoder, wording: Wording, item: Item) -> Prompt:
-    """Return the prompt of a description; ValueError where no row holds both."""
+    """Return the prompt behind which a stage writes; ValueError where no row holds both."""
     policy = stage.policy
-    text = budgeted(wording.describe(item, PERCEIVED), policy.budget or None)
-    prompt = prompt_of(encoder, text, item.example.images)
+    if stage.kind.reads:
+        prompt = prompt_of(encoder, item.question.text, thinking=True)
+    else:
+        text = budgeted(wording.describe(item, PERCEIVED), policy.budget or None)
+        prompt = prompt_of(encoder, text, item.example.images)
     tokens = len(prompt.tokens) + policy.write + 1  # and the token that ends it
     tiles = 0 if prompt.tiles is None else len(prompt.tiles)
     if not stage.shape.holds(tokens, tiles):

@@ -1,4 +1,5 @@
-"""What a description is worth: whether reasoners that do not see answer rightly from it."""
+"""What is written is worth: whether reasoners that do not see answer rightly from a description, or
+whether the answer behind a thought is right."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from downscale.evaluate.answers import Item, Wording, answer_in, prompt_of
 from downscale.evaluate.runs import open_engine
 from downscale.experiment.references import parent_folder
 from downscale.generate.engine import Engine
-from downscale.generate.requests import Request
+from downscale.generate.requests import Reply, Request
 from downscale.runtime.files import PathLike
-from downscale.stage_config import PolicySettings, is_stage
+from downscale.stage_config import PolicySettings, Stage, is_stage
 from downscale.train.checkpoint import latest
 
 
@@ -40,17 +41,24 @@ class Reasoner:
         return np.array([asked[item.question.item_id, text] for item, text in zip(items, texts)])
 
 
-def open_reasoners(study: PathLike, experiment: Experiment, policy: PolicySettings, slots: int,
+def own_answers(items: Sequence[Item], replies: Sequence[Reply]) -> np.ndarray:
+    """Return the score of each reply's own answer behind its thought, float64 [n]."""
+    answers = [answer_in(reply.text, True, reply.spelled) for reply in replies]
+    return np.array([item.judge(answer, True)[2] if there else 0.0
+                     for item, (answer, there) in zip(items, answers, strict=True)])
+
+
+def open_reasoners(study: PathLike, experiment: Experiment, stage: Stage,
                    wording: Wording) -> list[Reasoner]:
-    """Return the reasoners of a policy, over the devices of this process.
+    """Return the reasoners that a stage asks, over the devices of this process.
 
     FileNotFoundError where one is not trained or not there.
     """
     folders = [parent_folder(study, experiment, name) if is_stage(name) else Path(name)
-               for name in policy.judges]
+               for name in stage.judges]
     for folder in folders:
         latest(folder)  # all of them, before the first is read
-    return [Reasoner(open_engine(folder, slots), wording) for folder in folders]
+    return [Reasoner(open_engine(folder, stage.batch), wording) for folder in folders]
 
 
 def worth(policy: PolicySettings, solved_B: np.ndarray, leaks_B: np.ndarray,

@@ -205,10 +205,16 @@ class Rollouts:
         """Return the `Description` of each reply."""
         begun = time.perf_counter()
         texts = [within(reply.text, self.policy.budget or None) for reply in replies]
-        solved_B = np.zeros(len(items))
-        for reasoner in self.reasoners:
-            solved_B += reasoner.solved(items, texts, self.policy) / len(self.reasoners)
-        leaks_B = np.array([decoupled.hands_over(item, text) for item, text in zip(items, texts)])
+        # A reader's answer is asked for, and handed over to nobody.
+        if self.stage.kind.reads:
+            solved_B = reward.own_answers(items, replies)
+            leaks_B = np.zeros(len(items), bool)
+        else:
+            solved_B = np.zeros(len(items))
+            for reasoner in self.reasoners:
+                solved_B += reasoner.solved(items, texts, self.policy) / len(self.reasoners)
+            leaks_B = np.array([decoupled.hands_over(item, text)
+                                for item, text in zip(items, texts)])
         tokens_B = np.array([len(reply.ids) for reply in replies])
         worth_B = reward.worth(self.policy, solved_B, leaks_B, tokens_B)
         self.seconds['reward'] += time.perf_counter() - begun

@@ -29,12 +29,12 @@ def rollouts(study: PathLike, experiment: Experiment, stage: Stage, run: StageRu
     policy = stage.policy
     wording = wording_of(experiment, bool(policy.questions))
     # Before anything is written: a reasoner that is not there is told at once.
-    reasoners = open_reasoners(study, experiment, policy, stage.batch, wording)
+    reasoners = open_reasoners(study, experiment, stage, wording)
     # By name, as the streams of other stages: cells of one seed are asked the same.
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
     batches = Rollouts(study, experiment, stage, run, reasoners, folder, seed)
     # Two models at once, where the distance from the start counts.
-    if policy.kl and policy.judges:
+    if policy.measures:
         params = start_params(study, experiment, stage, run.mesh)
         batches.begin(loop.on_mesh(params, shardings(params, run.mesh, run.model.rules)))
     return batches

@@ -18,7 +18,9 @@ from downscale.data.scenes.pairs import CHANGES, fields_of, key_of, pair
 from downscale.probe.interchange import Moved, interchange, matched, read
 from downscale.probe.passes import Looker
 from downscale.results.probes import NO_DEPTH
+from downscale.results.text_kinds import CAPTION
 from downscale.runtime.files import PathLike
+from downscale.stage_table import WRITER
 from downscale.statistics import bootstrap
 from downscale.statistics.bootstrap import Column
 from downscale.statistics.two_way import FEW_SEEDS
@@ -161,38 +163,42 @@ def place(lost: dict[str, float]) -> str:
 # --- a run ------------------------------------------------------------------------------------
 
 def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
-                  report: Callable[[int, int], object] = lambda done, total: None) -> list[Row]:
-    """Return the rows of the causal ledger of a run.
+                  report: Callable[[int, int], object] = lambda done, total: None,
+                  stage: str = '') -> list[Row]:
+    """Return the rows of the causal ledger of a run behind `stage`: by default what answers.
 
-    ValueError in one line for a run that cannot be looked at in this way.
+    Of a stage that writes, what is looked at is the first token of the right text that the asked
+    field decides, behind the right tokens before it. ValueError in one line for a run that cannot
+    be looked at in this way.
     """
     if cell.evaluation.benchmarks or not fields_of(cell.world):
         raise ValueError(f'{cell.name}: no family of its questions asks for a field of one object '
                          'of a made-up world, of which the ledger makes matched scenes; give it '
                          'pictures of your own with --data')
-    looker = Looker(study, cell)
+    looker = Looker(study, cell, stage)
+    # All questions about one scene have one caption, so that no other question changes it.
+    changes = [change for change in CHANGES if change != 'question' or stage != WRITER[CAPTION]]
     fields = fields_of(cell.world)
-    total = len(fields) * len(CHANGES) * plan.pairs
+    each = len(changes) * plan.pairs
     rows = []
     for number, field in enumerate(fields):
-        done = number * len(CHANGES) * plan.pairs
-        rows += _of_field(looker, cell, field, plan, lambda n, done=done: report(done + n, total))
+        rows += _of_field(looker, cell, stage, field, changes, plan, lambda n, number=number:
+                          report(number * each + n, len(fields) * each))
     return [*rows, *summary(cell.name, rows)]
 
 
-def _of_field(looker, cell, field, plan, report):
+def _of_field(looker, cell, stage, field, changes, plan, report):
     """Return the rows of one field."""
     start = cell.data.test
     by_change = {}
-    for k, change in enumerate(CHANGES):
-        scenes = [matched(pair(cell.world, 'test', start + n, field, change), cell)
+    for k, change in enumerate(changes):
+        scenes = [matched(pair(cell.world, 'test', start + n, field, change), cell, stage)
                   for n in range(plan.pairs)]
         by_change[change], _ = interchange(looker, scenes,
                                            lambda n, k=k: report(k * plan.pairs + n))
     indices = [*range(SPARE, SPARE + plan.scenes), *range(start, start + plan.pairs)]
     scenes = [pair(cell.world, 'test', index, field) for index in indices]
-    seen = read(looker, [each.base for each in scenes],
-                [matched(each, cell).own_J for each in scenes])
+    seen = read(looker, [matched(each, cell, stage) for each in scenes])
     labels = {name: [vars(each.asked)[name] for each in scenes] for name in (key_of(field), field)}
     items = np.arange(len(scenes))
     probes = probes_of(seen, labels, field, [(items[:plan.scenes], items[plan.scenes:])], plan.seed)

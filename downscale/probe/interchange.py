@@ -6,7 +6,7 @@ move by when all is taken over, says how much of the difference passes through t
 JAX.
 """
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 
 from downscale.data.records import Example
 from downscale.data.tiling import touched
-from downscale.evaluate.answers import gold_ids, items_of
+from downscale.evaluate.answers import gold_ids, item_of, items_of, wording_of
+from downscale.evaluate.decoupled import gold_texts
 from downscale.model.language import score
 from downscale.model.taps import Edits, Taps
 from downscale.model.vlm import Vlm
 from downscale.probe.passes import DEPTHS, Batch, Looker
 from downscale.results.probes import NO_DEPTH
+from downscale.stage_table import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +78,17 @@ def layers_of(model: Any) -> list[int]:
     return sorted({int(depth * N + .5) for depth in DEPTHS}) if N > 4 else list(range(N + 1))
 
 
-def read(looker: Looker, examples: Sequence[Example],
-         own_J: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what the own patches and the answer's place hold, for all examples, float32.
+def read(looker: Looker, pairs: Sequence[Matched]) -> dict[str, np.ndarray]:
+    """Return what the own patches and the answer's place hold in the first of each pair, float32.
 
-    Means over the patches `own_J` [J] of each example: 'own patches' [n, W] behind the tower, 'own
-    connected' [n, D]; and, of the layers `layers_of`, 'own tokens' and 'answer' [layers, n, D].
+    Means over the patches `own_J` [J] of each: 'own patches' [n, W] behind the tower, 'own
+    connected' [n, D]; and, of the layers `layers_of`, 'own tokens' and 'answer' [layers, n, D]. The
+    place is that before the first token in which the two right answers of a pair differ.
     """
+    examples = [pair.base for pair in pairs]
     items = items_of(examples, len(examples))
     rows = _rows(looker, examples)
+    place = np.array([_deciding(looker, pair) for pair in pairs])
     at = jnp.array(layers_of(looker.model))
     parts = []
     for start in range(0, len(items), rows):
@@ -92,9 +96,9 @@ def read(looker: Looker, examples: Sequence[Example],
         # A smaller last pass would be another shape to compile.
         full = np.resize(part, rows)
         batch = looker.batch([items[k] for k in full])
-        own_BJ = _side_by_side([own_J[k] for k in full], batch)
+        own_BJ = _side_by_side([pairs[k].own_J for k in full], batch)
         own_BL, _ = shown_by(batch, own_BJ)
-        taps, _ = _pass(looker.params, batch, batch.length_B - 1,
+        taps, _ = _pass(looker.params, batch, batch.length_B - 1 + place[full],
                         {'own_BJ': own_BJ, 'own_BL': own_BL},
                         {'give_B': np.arange(rows)}, model=looker.model)
         parts.append({name: np.asarray(taps[name][:len(part)])
@@ -103,6 +107,13 @@ def read(looker: Looker, examples: Sequence[Example],
                       for name in ('own tokens', 'answer')}
     return {name: np.concatenate([part[name] for part in parts], axis=x.ndim - 2)
             for name, x in parts[0].items()}
+
+
+def _deciding(looker, pair):
+    """Return how many tokens of their right answers the two of a pair have in common."""
+    first, second = (gold_ids(looker.encoder, example.questions[0])
+                     for example in (pair.base, pair.source))
+    return next((k for k, both in enumerate(zip(first, second)) if both[0] != both[1]), 0)
 
 
 def _rows(looker, examples):
@@ -235,9 +246,27 @@ def _edits(looker, batch, own_BJ, base_B1, at_B):
             yield (site, layer / N), {'states_NBL': states_NBL}
 
 
-def matched(pair: Any, cell: Any) -> Matched:
-    """Return a `ScenePair` as a `Matched`, for the pictures that a cell sees."""
-    layout = cell.layout(cell.joint_stage)
+def matched(pair: Any, cell: Any, stage: str = '') -> Matched:
+    """Return a `ScenePair` as a `Matched`, for the pictures that a cell sees in `stage`.
+
+    Without one it is the stage that answers. A stage that writes is asked for its text, and the
+    right one stands in the place of the answer.
+    """
+    stage = stage or cell.joint_stage
+    layout = cell.layout(stage)
     own_J = touched([pair.asked.box], (cell.world.side,) * 2, layout.vision, layout.pictures)
-    return Matched(field=pair.field, change=pair.change, base=pair.base, source=pair.source,
-                   own_J=own_J, cluster=pair.base.scene_id)
+    base, source = pair.base, pair.source
+    # What a writer says of the field stands amid its text: the place is found by `_deciding`.
+    if kind := STAGES[stage].writes:
+        base, source = (_to_write(example, wording_of(cell), kind) for example in (base, source))
+    return Matched(field=pair.field, change=pair.change, base=base, source=source, own_J=own_J,
+                   cluster=base.scene_id)
+
+
+def _to_write(example, wording, kind):
+    """Return an example whose one question asks for a `kind` of text about what it had asked."""
+    question, = example.questions
+    item = item_of(example, question)
+    text, = gold_texts([item], kind).values()
+    asked = replace(question, text=wording.describe(item, kind), answer=text)
+    return replace(example, questions=(asked,))

@@ -5,6 +5,7 @@ on the pairs themselves, on the pictures before and after, and tested on pairs t
 """
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -124,7 +125,8 @@ def _of_field(looker, run, pairs, keys, plan, report):
     chance = causal.most_frequent(answers)
     probes = {}
     if labels:
-        seen = read(looker, examples, [pair.own_J for pair in asked] * 2)
+        turned = [replace(pair, base=pair.source, source=pair.base) for pair in asked]
+        seen = read(looker, [*asked, *turned])
         probes = causal.probes_of(seen, labels, field, _splits(clusters, plan.seed), plan.seed)
         left = causal.levels(probes, right, chance)
     else:

@@ -113,18 +113,20 @@ def _tower(params, tiles_BPQ, *, vision, dtype):
 class Looker:
     """A model, its parameters on the device, and how it is asked.
 
-    It is that of a cell of the study in `folder`; without one, of the run folder `folder` itself.
+    It is that of a cell of the study in `folder` behind `stage`, by default the one that answers;
+    without a cell, of the run folder `folder` itself.
     """
 
-    def __init__(self, folder: PathLike, experiment: Experiment | None = None) -> None:
+    def __init__(self, folder: PathLike, experiment: Experiment | None = None,
+                 stage: str = '') -> None:
         if experiment is None:
             view = open_checkpoint(Path(folder).absolute())
             self.encoder = loading.encoder_of(folder, view.config, view.stage)
         else:
-            stage = experiment.joint_stage
-            assert stage is not None  # only runs that answer with the picture are probed
-            view = open_checkpoint(folder_of(folder, experiment, stage))
-            self.encoder = encoder_of(folder, experiment, stage)
+            named = stage or experiment.joint_stage
+            assert named is not None  # only runs that answer with the picture are probed
+            view = open_checkpoint(folder_of(folder, experiment, named))
+            self.encoder = encoder_of(folder, experiment, named)
         self.model = view.model
         self.params = jax.device_put(view.params())
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)

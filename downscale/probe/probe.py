@@ -71,22 +71,25 @@ def plan_of(experiments: Sequence[Experiment], pictures: int = 256, bootstraps: 
                      pictures=pictures, bootstraps=bootstraps, seed=seed)
 
 
-def probed_cells(study: PathLike, meta: dict[str, Any]) -> tuple[list[Experiment], list[str]]:
+def probed_cells(study: PathLike, meta: dict[str, Any],
+                 stage: str = '') -> tuple[list[Experiment], list[str]]:
     """Return (experiments of the runs that can answer with the picture, why others are left out).
 
-    `meta` is the study's study.json.
+    With a `stage` they are those of the runs that have it. `meta` is the study's study.json.
     """
+    names = (stage,) if stage else JOINT
     cells = []
     without = []
     for run in meta['runs']:
-        folders = [place(study) / 'cells' / run['run_id'] / name for name in JOINT]
+        folders = [place(study) / 'cells' / run['run_id'] / name for name in names]
         folder = next((path for path in folders if (path / 'DONE.json').exists()), None)
         if folder is None:
-            without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
+            without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(names)}')
             continue
         cell = config.load(folder)
-        if cell.joint_stage != folder.name or not is_done(folder, cell):
-            without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
+        wanted = stage or cell.joint_stage
+        if wanted != folder.name or not is_done(folder, cell):
+            without.append(f'{run["run_id"]}: skipped: stage {wanted} is not finished')
         else:
             cells.append(cell)
     return cells, without

@@ -308,6 +308,18 @@ def hidden(result: dict[str, Any], out: Path) -> str:
         'Table', page.table(head, rows) + page.paragraph(notes, 'soft')))
 
 
+def readers(result: dict[str, Any], out: Path) -> str:
+    """Return the table of reasoners that were trained in more than one way."""
+    kinds = result['kinds']
+    head = ('size', 'reasoner', *(f'true {kind}' for kind in kinds),
+            *(f'{kind}: minus plain' for kind in kinds))
+    rows = [[row['size'], row['reader'], *(row['true'].get(kind) for kind in kinds),
+             *(row['over_plain'].get(kind) for kind in kinds)] for row in result['rows']]
+    notes = ('Accuracy in visual families from true texts, behind a thought; differences are over '
+             'the seeds that both have, and not adjusted for their number.')
+    return page.table(head, rows) + page.paragraph(notes, 'soft')
+
+
 def handing_over(result: dict[str, Any]) -> str:
     """Say which texts give more away without the question than the plain extraction clearly does.
 

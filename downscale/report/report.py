@@ -19,7 +19,14 @@ from downscale.analysis import (
     study_laws,
 )
 from downscale.analysis.measures import Missing
-from downscale.analysis.varied import data_laws, hidden, levels, repair_table, ways
+from downscale.analysis.varied import (
+    data_laws,
+    hidden,
+    levels,
+    reader_table,
+    repair_table,
+    ways,
+)
 from downscale.output import page
 from downscale.output.plain import plain
 from downscale.report import first_screen, gallery, item_links, sections
@@ -76,7 +83,7 @@ def _results(s):
              'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
              'law_families': data_laws.by_family, 'isoflop': study_laws.budgets,
              'rates': study_laws.rates, 'ways': ways.by_bytes, 'repairs': repair_table.side_by_side,
-             'hidden': hidden.by_arm,
+             'hidden': hidden.by_arm, 'readers': reader_table.by_reader,
              'layers': layers.layers, 'ledger': ledger.of_study}
     if not s.study.meta.get('factors'):
         del parts['factors'], parts['law_families']
@@ -86,6 +93,8 @@ def _results(s):
         del parts['repairs']
     if s.study.hidden is None:
         del parts['hidden']
+    if not reader_table.has_readers(s):
+        del parts['readers']
     results = {}
     skipped = {}
     for name, compute in parts.items():

@@ -13,6 +13,7 @@ from downscale.accounting import forward_flops, totals, train_flops
 from downscale.results.items import TableError, one_line
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
+from downscale.stage_table import STAGES
 from downscale.values import from_dict
 
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
@@ -71,7 +72,9 @@ def _with_reasoners(key, trained, stages):
     Imported ones are not counted: their sizes stand elsewhere.
     """
     policy = trained.stage.get('policy')
-    if not policy or policy['method'] == 'distil' or trained.flops is None:
+    # A stage that answers itself asks nobody.
+    asks = policy and policy['method'] != 'distil' and STAGES[key[1]].writes
+    if not asks or trained.flops is None:
         return trained
     rows = trained.stage['steps'] * trained.stage['batch'] * policy['tries']
     length = policy['write'] + policy['think'] + policy['answer']

@@ -39,8 +39,7 @@ def check(experiment: Experiment) -> None:
                 corpus(stage.mixture).record(0)
     others = [stage.teacher for stage in experiment.stages
               if stage.teacher and stage_of(experiment, stage) is None]
-    others += [name for stage in experiment.stages if stage.kind.rows == 'written'
-               for name in stage.policy.judges if not is_stage(name)]
+    others += [name for stage in experiment.stages for name in stage.judges if not is_stage(name)]
     for folder in sorted({*experiment.imports.values(), *others}):
         with _named(folder):
             _read_tensor(folder)

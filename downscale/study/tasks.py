@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from downscale.config import Experiment
 from downscale.experiment import teachers
 from downscale.experiment.references import reference_of
-from downscale.stage_config import is_stage
+from downscale.stage_config import is_stage, reader_of
 from downscale.stage_table import EXPLAIN, WRITER
 
 
@@ -42,8 +42,7 @@ def _training(cell, stage):
     """Return the task that trains one stage of a cell."""
     parents = dict.fromkeys(stage.parents.values())
     needs = [reference_of(cell, reference) for reference in parents]
-    if stage.kind.rows == 'written':
-        needs += [reference_of(cell, name) for name in stage.policy.judges if is_stage(name)]
+    needs += [reference_of(cell, name) for name in stage.judges if is_stage(name)]
     teacher = teachers.stage_of(cell, stage)
     if teacher is not None:
         needs.append(teacher)
@@ -113,8 +112,8 @@ def _evaluations(cell, texts):
             tasks.append(task(kind, [f'{trained}/{cell.writer_stage(kind)}'], 1))
     # Without a text and with each of them, and both with and without a thought; texts also alone.
     weight = 2 + (2 + cell.evaluation.question_hidden) * len(texts)
-    if 'reason' in names(cell):
-        tasks.append(task('reason', [f'{trained}/reason', *texts], weight))
+    if reader_of(cell.stages):
+        tasks.append(task('reason', [f'{trained}/{reader_of(cell.stages)}', *texts], weight))
     elif cell.evaluation.benchmarks and texts and 'language' in cell.imports:
         # The reasoner is the imported language model, untrained.
         tasks.append(task('reason', texts, weight))

@@ -243,9 +243,20 @@ def test_a_study_without_repairs_has_no_such_section(tmp_path):
 def test_claims_about_repairs_that_nobody_tried_are_absent(tmp_path):
     s = measures.scored(synth(3, tmp_path / 'study', sizes=2, seeds=1, items=160,
                               full=False).study, 20)
-    for method in ('grpo', 'rejection'):
+    for method in ('grpo', 'rejection', 'distil'):
         with pytest.raises(Missing, match=f"no size has texts by '{method}'"):
             claims.CONTRASTS[f'{method}_minus_extraction'](s, 'think')
+
+
+def test_what_a_teacher_says_of_own_texts_is_a_repair_like_others(planted, tmp_path):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('cells/*-methodrejection/perceive/experiment.json'):
+        value = read_json(path)
+        value['stages'][0]['policy']['method'] = 'distil'
+        write_json(path, value)
+    found = claims.CONTRASTS['distil_minus_extraction'](scored(folder), 'think')
+    assert found.effect.value == pytest.approx(-.04, abs=.003) and 'steps8000' in found.where
 
 
 def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):

@@ -38,8 +38,8 @@ def whole():
 def without_shapes(tree, looker, cell):
     """A connector that drops what tells shapes apart, as far as a linear probe can tell."""
     spare = [pairs.pair(cell.world, 'test', 5000 + n, 'shape') for n in range(480)]
-    x = interchange.read(looker, [one.base for one in spare], [
-        interchange.matched(one, cell).own_J for one in spare])['own connected']
+    x = interchange.read(looker, [interchange.matched(one, cell) for one in spare])[
+        'own connected']
     hot = np.eye(4)[np.unique([one.asked.shape for one in spare], return_inverse=True)[1]]
     # After it no linear probe does better than the mean (LEACE, arXiv 2306.03819).
     mean = x.mean(axis=0)

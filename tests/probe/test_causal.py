@@ -15,9 +15,13 @@ from downscale.commands import main
 from downscale.data.scenes import pairs
 from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.world import World, caption, sample
+from downscale.evaluate import decoupled
+from downscale.evaluate.answers import item_of, wording_of
 from downscale.model.init import init_params
-from downscale.probe import causal
+from downscale.probe import causal, interchange
 from downscale.probe.causal import CausalPlan, Probed
+from downscale.probe.checkpoints import open_checkpoint
+from downscale.stage_table import STAGES
 from downscale.stages.folders import folder_of
 from downscale.stages.models import model_of
 from downscale.study.preparation import prepare
@@ -185,6 +189,59 @@ def test_where_a_swap_moves_nothing_no_share_is_told(ledgers):
                 and key[0].endswith('asked')]
 
 
+# --- stages that write ------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def writers(study):
+    """{(model, stage): {(place, what): row}} of models that are taken for ones that write."""
+    folder, cells = study
+    ledgers = {}
+    for name, stage in (('whole', 'extract'), ('blind', 'extract'), ('whole', 'caption')):
+        params = open_checkpoint(folder_of(folder, cells[name], 'instruct')).params()
+        save(folder_of(folder, cells[name], stage), params, cells[name])
+        ledgers[name, stage] = {
+            (row.setting, row.what): row
+            for row in causal.causal_ledger(folder, cells[name], PLAN, stage=stage)}
+    return ledgers
+
+
+@pytest.mark.parametrize('stage', ['extract', 'caption'])
+def test_a_writer_is_asked_for_its_text_and_the_token_that_the_field_decides(study, stage):
+    _, cells = study
+    cell = cells['whole']
+    for index in range(6):
+        one = pairs.pair(cell.world, 'test', index, 'shape')
+        found = interchange.matched(one, cell, stage)
+        for asked, plain in ((found.base, one.base), (found.source, one.source)):
+            item = item_of(plain, plain.questions[0])
+            kind = STAGES[stage].writes
+            told, = decoupled.gold_texts([item], kind).values()
+            assert asked.questions[0].text == wording_of(cell).describe(item, kind)
+            assert asked.questions[0].answer == told
+        texts = [each.questions[0].answer.split() for each in (found.base, found.source)]
+        first = next(both for both in zip(*texts, strict=True) if both[0] != both[1])
+        assert first == tuple(each.questions[0].answer for each in (one.base, one.source))
+
+
+def test_controls_of_a_writer_are_nothing_or_everything(writers):
+    share = 'share of the full swap'
+    for stage in ('extract', 'caption'):
+        rows = writers['whole', stage]
+        full = rows['full swap, asked', 'nats']
+        assert full.low > 0.1
+        assert abs(rows['full swap, nothing', 'nats'].value) < .1 * full.value
+        for site in ('all patches, asked', 'answer 1, asked'):
+            assert rows[site, share].value == pytest.approx(1, abs=1e-3)
+        assert rows['answer 0, asked', share].value == pytest.approx(0, abs=1e-4)
+    assert writers['blind', 'extract']['full swap, asked', 'nats'].value == pytest.approx(
+        0, abs=1e-4)
+
+
+def test_all_questions_about_a_scene_have_one_caption(writers):
+    assert ('full swap, question', 'nats') in writers['whole', 'extract']
+    assert ('full swap, question', 'nats') not in writers['whole', 'caption']
+
+
 # --- the command ------------------------------------------------------------------------------
 
 def test_the_command_leaves_a_table_and_a_figure(study, tmp_path, capsys):
@@ -221,6 +278,10 @@ def test_a_cluttered_world_has_a_ledger_of_its_four_fields(tmp_path):
 
 
 @pytest.mark.parametrize('argv, told', [
+    (['--stage', 'extrat'], "--stage: unknown stage 'extrat'; did you mean 'extract'?"),
+    (['--stage', 'perceive'], 'w64d2-s0: skipped: no finished stage perceive'),
+    (['--stage', 'reason'], "--stage: unknown stage 'reason'"),
+    (['--stage', 'extract', '--data', 'x.jsonl', '--out', 'x'], '--stage is about made-up scenes'),
     (['--cell', 'w64d2-s9'], "unknown cell 'w64d2-s9'; did you mean"),
     (['--bootstraps', '5'], 'too few for an interval')])
 def test_what_cannot_be_looked_at_is_one_line(study, capsys, argv, told):

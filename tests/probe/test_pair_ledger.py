@@ -221,7 +221,8 @@ def share_of(shares, site, depth):
 def test_means_of_own_patches_are_what_lies_there(looked):
     """Read by the tower alone, tile by tile."""
     looker, pair = looked
-    read = interchange.read(looker, [pair.base, pair.source], [pair.own_J] * 2)
+    turned = dataclasses.replace(pair, base=pair.source, source=pair.base)
+    read = interchange.read(looker, [pair, turned])
     batch = looker.batch(items_of([pair.base], 1))
     _, tiles, patches, _ = batch.tiles_BIPQ.shape
     from downscale.probe.passes import _tower

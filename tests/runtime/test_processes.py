@@ -21,9 +21,9 @@ from downscale.config import MeshSize
 from downscale.data.pipeline import Share
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
+from downscale.policy import training
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
-from downscale.stages import training
 from downscale.stages.inputs import prepare
 from downscale.train import lazy_leaves, loop
 
@@ -39,12 +39,16 @@ def get_config(arg=''):
         world=dict(grid=2, min_objects=2, max_objects=3, n_facts=8),
         data=dict(train=24, validation=4, test=6, similarity_share=0.0),
         optimizer=dict(eps=1e-5),  # with less, Adam makes steps of what is rounding alone
-        stages=dict(text=dict(tiles=0, **common), tower=dict(tiles=1, **common))))
+        stages=dict(
+            text=dict(tiles=0, **common), tower=dict(tiles=1, **common),
+            perceive=dict(tiles=1, parents={}, warmup=0.0, trainable=('language',),
+                          **common | dict(batch=32, length=64, rates=dict(language=3e-3)),
+                          policy=dict(group=8, write=6, answer=2, kl=0.1, reasoners=('text',))))))
 
 def sweep(arg=''):
     return [dict(size='w64d1', seed=0)]
 '''
-STAGES = {'text': 'w64d1-s0', 'tower': 'tower-s0'}
+STAGES = {'text': 'w64d1-s0', 'tower': 'tower-s0', 'perceive': 'w64d1-s0'}
 # One process of two raises in its third step, while the other waits for its part of the sum.
 BROKEN = '''
 import sys
@@ -158,7 +162,7 @@ def assert_same_run(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
 def test_two_processes_train_what_one_trains(alone, together, stage):
-    """The tower stage has a batch and a loss of its own."""
+    """The tower stage has a batch and a loss of its own; what `perceive` writes is each its own."""
     (first, _), (second, _) = [(code, err) for code, _, err in together[1][stage]]
     assert (first, second) == (0, 0), together[1][stage]
     assert_same_run(run_of(alone, stage), run_of(together[0], stage))

@@ -1,0 +1,83 @@
+"""Reasoners side by side: what was planted in one that was trained otherwise is found."""
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from downscale.analysis import measures, synth
+from downscale.analysis.measures import Missing
+from downscale.analysis.varied.reader_table import by_reader, has_readers
+from downscale.commands import main
+from downscale.results.study import load_study
+from downscale.runtime.files import read_json, write_json
+
+GAIN = .1
+
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    """A study of two sizes, of which the smaller has reasoners that answer more from true texts."""
+    folder = tmp_path_factory.mktemp('readers') / 'study'
+    synth(3, folder, sizes=2, seeds=3, items=320, full=False)
+    meta = read_json(folder / 'study.json')
+    small = min(run['n_total'] for run in meta['runs'])
+    of_small = [run for run in meta['runs'] if run['n_total'] == small]
+    changes = 'methodgrpo'
+    meta['runs'] += [{**run, 'run_id': f'{run["run_id"]}-{changes}', 'changes': changes}
+                     for run in of_small]
+    meta['factors'] = {'stages.practise.policy.method': {
+        run['run_id']: 'grpo' if run.get('changes') else 'none' for run in meta['runs']}}
+    write_json(folder / 'study.json', meta)
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.glob('evaluations/*/items.parquet')):
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if row['condition'] == 'gold_text'
+                and row['r_run'] in [run['run_id'] for run in of_small]]
+        groups = {}
+        for row in rows:
+            row.update(eval_id=f'{row["eval_id"]}-practised', r_run=f'{row["r_run"]}-{changes}')
+            groups.setdefault((row['text_kind'], row['thinking']), []).append(row)
+        for own in groups.values():
+            visual = [row for row in own if row['category'] == 'visual']
+            wrong = [row for row in visual if not row['score']]
+            for k in rng.permutation(len(wrong))[:round(GAIN * len(visual))]:
+                wrong[k]['score'] = 1.0
+        if rows:
+            out = folder / 'evaluations' / f'{path.parent.name}-practised'
+            out.mkdir()
+            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out / 'items.parquet')
+    return folder
+
+
+def test_what_was_planted_in_a_reasoner_is_found(planted):
+    result = by_reader(measures.scored(load_study(planted), 200))
+    assert 'caption' in result['kinds'] and result['mode'] == 'think'
+    rows = {(row['size'], row['reader']): row for row in result['rows']}
+    (small, _), (again, changed), (large, _) = rows
+    assert small == again != large and changed == 'methodgrpo'
+    plain, practised = rows[small, 'plain'], rows[small, 'methodgrpo']
+    for kind in result['kinds']:
+        gain = practised['over_plain'][kind]
+        assert gain.value == pytest.approx(GAIN, abs=.01) and gain.low > 0 and gain.seeds == 3
+        assert gain.value == pytest.approx(practised['true'][kind].value
+                                           - plain['true'][kind].value)
+    assert not plain['over_plain'] and not rows[large, 'plain']['over_plain']
+
+
+def test_the_report_shows_them(planted, tmp_path):
+    out = tmp_path / 'report'
+    assert main.main(['report', str(planted), '--out', str(out), '--bootstraps', '100']) == 0
+    html = (out / 'report.html').read_text()
+    assert 'Reasoners side by side' in html and 'caption: minus plain' in html
+    kinds = read_json(out / 'report.json')['readers']['kinds']
+    assert kinds and 'methodgrpo' in html
+    # Sizes are compared by their plain reasoners alone.
+    assert 'methodgrpo' not in str(read_json(out / 'report.json')['grid'])
+
+
+def test_a_study_of_plain_reasoners_has_no_such_section(tmp_path):
+    s = measures.scored(synth(3, tmp_path / 'study', sizes=2, seeds=1, items=160,
+                              full=False).study, 20)
+    assert not has_readers(s)
+    with pytest.raises(Missing, match='more than one way'):
+        by_reader(s)
