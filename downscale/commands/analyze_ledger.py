@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     notes += [f'{row.table}: most is lost where it should {row.setting} ({row.value:.2f})'
               if row.setting != 'nowhere' else f'{row.table}: little is lost'
               for row in rows if row.what == 'place']
+    notes += [f'{row.table}, {row.family}, encode: {row.note}' for row in rows
+              if row.note and (row.setting, row.what) == ('encode', 'lost')]
     runs = list(rows)
     shown = [row for row in rows if row.what in ('left', 'lost', 'nats')]
     if len({cell.size for cell in cells}) < len(cells):

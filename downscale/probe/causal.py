@@ -7,7 +7,7 @@ asked for, and its value apart), a probe of the answer's place whether it has ar
 interchanges between matched scenes (`interchange.py`) what the answer really hangs on.
 """
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -29,6 +29,7 @@ STAGES = ('encode', 'carry', 'address', 'read')
 CLEAR = 0.1     # a run that has lost less than this share of its answers has lost them nowhere
 RIDGE = 1e-3
 SPARE = 100_000  # scenes from here on train probes, and nothing else
+RISES = 0.05    # of the items: what a probe gains from twice the scenes where it has too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +205,26 @@ def _of_field(looker, cell, stage, field, changes, plan, report):
     probes = probes_of(seen, labels, field, [(items[:plan.scenes], items[plan.scenes:])], plan.seed)
     asked = [each.base for each in scenes[plan.scenes:]]
     answers = [example.questions[0].answer for example in asked]
+    left = level_rows(cell.name, field, levels(probes, by_change['asked'].right,
+                                               most_frequent(answers)), len(answers))
+    # What the tower holds is the same for all that share it, and so is what a probe misses of it.
+    rising = _rising(seen['own patches'], labels, plan)
+    left = [replace(row, note=rising) if row.setting == 'encode' else row for row in left]
     return [*probe_rows(cell.name, field, probes, [example.scene_id for example in asked], plan),
-            *moved_rows(cell.name, field, by_change, plan),
-            *level_rows(cell.name, field, levels(probes, by_change['asked'].right,
-                                                 most_frequent(answers)), len(answers))]
+            *moved_rows(cell.name, field, by_change, plan), *left]
+
+
+def _rising(own_nW, labels, plan):
+    """Return which probes behind the tower have too few scenes, in words; '' where none has."""
+    told = []
+    for name, of_scenes in labels.items():
+        y_n = np.asarray(of_scenes)
+        few, all_of = (probe(own_nW[:n], y_n[:n], own_nW[plan.scenes:], y_n[plan.scenes:],
+                             plan.seed).hits.mean() for n in (plan.scenes // 2, plan.scenes))
+        if all_of - few > RISES:
+            told.append(f'{name} ({few:.2f} from {plan.scenes // 2} scenes, {all_of:.2f} from '
+                        f'{plan.scenes})')
+    return f'less is lost than told: probes still rise, of {", ".join(told)}' if told else ''
 
 
 def _mean(values, clusters, plan, bounds=(-np.inf, np.inf)):

@@ -83,6 +83,9 @@ def test_a_world_without_another_shape_asks_for_none():
     assert 'shape' in pairs.fields_of(WORLD)
     assert 'shape' not in pairs.fields_of(World(n_shapes=8, max_objects=8))
     assert pairs.fields_of(World(families=('fact', 'count'))) == []
+    # Nor does a world ask what none of its families does.
+    assert pairs.fields_of(Clutter()) == list(pairs.CLUTTERED)
+    assert pairs.fields_of(Clutter(families=('color', 'read', 'held'))) == ['color', 'char']
 
 
 # --- levels -----------------------------------------------------------------------------------
@@ -130,6 +133,17 @@ def test_a_probe_reads_what_is_there_and_nothing_of_shuffled_labels():
     x += .3 * draw.normal(size=x.shape)
     one = causal.probe(x[:400], labels[:400], x[400:], labels[400:], 0)
     assert one.hits.mean() > .9 and one.shuffled.mean() < .4 and .2 < one.chance < .4
+
+
+def test_a_probe_that_more_scenes_would_help_says_so():
+    draw = np.random.default_rng(0)
+    labels = draw.choice(list('abcdefghijkl'), 3000)
+    x = np.eye(12)[[ord(label) - 97 for label in labels]] @ draw.normal(size=(12, 60))
+    x += 3 * draw.normal(size=x.shape)
+    few = causal._rising(x[:416], {'shape': labels[:416]}, CausalPlan(scenes=320))
+    assert few.startswith('less is lost than told: probes still rise, of shape (0.')
+    assert 'from 160 scenes' in few and 'from 320' in few
+    assert causal._rising(x, {'shape': labels}, CausalPlan(scenes=2600)) == ''
 
 
 # --- models -----------------------------------------------------------------------------------

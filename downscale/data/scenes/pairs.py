@@ -39,7 +39,7 @@ class ScenePair:
 def fields_of(world: object) -> list[str]:
     """Return the fields of one object that a world asks for, and that can be another."""
     if isinstance(world, Clutter):
-        return list(CLUTTERED)
+        return [field for field, family in CLUTTERED.items() if family in world.families]
     if not isinstance(world, World):
         return []
     # Shapes are distinct in a scene, so that another one must be left.
