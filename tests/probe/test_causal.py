@@ -21,6 +21,7 @@ from downscale.model.init import init_params
 from downscale.probe import causal, interchange
 from downscale.probe.causal import CausalPlan, Probed
 from downscale.probe.checkpoints import open_checkpoint
+from downscale.probe.passes import Looker
 from downscale.stage_table import STAGES
 from downscale.stages.folders import folder_of
 from downscale.stages.models import model_of
@@ -235,6 +236,24 @@ def test_a_writer_is_asked_for_its_text_and_the_token_that_the_field_decides(stu
         texts = [each.questions[0].answer.split() for each in (found.base, found.source)]
         first = next(both for both in zip(*texts, strict=True) if both[0] != both[1])
         assert first == tuple(each.questions[0].answer for each in (one.base, one.source))
+
+
+def test_the_answer_of_a_writer_stands_before_what_the_field_decides(study, writers):
+    folder, cells = study
+    asked = [interchange.matched(pairs.pair(cells['whole'].world, 'test', n, 'shape'),
+                                 cells['whole'], 'extract') for n in range(24)]
+    # Before any layer that place holds the last word that both right texts have, and nothing else.
+    held = interchange.read(Looker(folder, cells['whole'], 'extract'), asked)['answer'][0]
+    of_word = {}
+    for one, x in zip(asked, held, strict=True):
+        first, second = (each.questions[0].answer.split() for each in (one.base, one.source))
+        same = next(k for k, both in enumerate(zip(first, second)) if both[0] != both[1])
+        of_word.setdefault(first[same - 1], []).append(x)
+    assert len(of_word) > 1
+    for rows in of_word.values():
+        np.testing.assert_allclose(rows, np.broadcast_to(rows[0], np.shape(rows)), atol=1e-6)
+    one, other = (rows[0] for rows in list(of_word.values())[:2])
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_controls_of_a_writer_are_nothing_or_everything(writers):
