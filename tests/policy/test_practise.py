@@ -8,6 +8,7 @@ from roots import ROOT
 
 from downscale.data.records import THINK
 from downscale.evaluate import decoupled
+from downscale.evaluate import run as evaluating
 from downscale.evaluate.answers import wording_of
 from downscale.evaluate.run import engine_of
 from downscale.experiment import file
@@ -113,7 +114,7 @@ def test_a_larger_reasoner_is_learnt_from_on_own_thoughts(tmp_path, monkeypatch)
     assert all('reward' not in row and row['loss'] == row['kl'] for row in rows)
 
 
-def test_the_cell_is_read_by_what_it_practised(tmp_path):
+def test_the_cell_is_read_by_what_it_practised(tmp_path, monkeypatch):
     plain, cell = cells()
     assert (reader_of(plain.stages), reader_of(cell.stages)) == ('reason', 'practise')
     assert [stage.name for stage in plain.stages] == ['reason']  # only where a point names it
@@ -123,7 +124,16 @@ def test_the_cell_is_read_by_what_it_practised(tmp_path):
     assert needs[f'evaluate reason {plain.name}'] == (f'{plain.name}/reason',)
     folder, _ = run(tmp_path, steps=1, save_every=1, policy=dict(method='rejection'))
     _, one = cells(parents={}, steps=1, save_every=1, policy=dict(method='rejection'))
-    assert engine_of(tmp_path, one, reader_of(one.stages))[1] == folder
+    opened = []
+    monkeypatch.setattr(evaluating, 'test_items', lambda *_: [])
+
+    def opens(study, cell, stage):
+        opened.append(engine_of(study, cell, stage)[1])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(evaluating, 'engine_of', opens)
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.evaluate(tmp_path, one, 'reason')
+    assert opened == [folder]
 
 
 @pytest.mark.parametrize(('changes', 'line'), [
