@@ -59,7 +59,8 @@ def test_what_was_planted_in_a_reasoner_is_found(planted):
     plain, practised = rows[small, 'plain'], rows[small, 'methodgrpo']
     for kind in result['kinds']:
         gain = practised['over_plain'][kind]
-        assert gain.value == pytest.approx(GAINS[kind], abs=.01) and gain.low > 0 and gain.seeds == 3
+        assert gain.value == pytest.approx(GAINS[kind], abs=.01)
+        assert gain.low > 0 and gain.seeds == 3
         assert gain.value == pytest.approx(practised['true'][kind].value
                                            - plain['true'][kind].value)
     assert not plain['over_plain'] and not rows[large, 'plain']['over_plain']
