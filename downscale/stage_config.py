@@ -285,7 +285,7 @@ class Stage:
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """The reasoners that are asked what is worth of what it writes itself."""
+        """The reasoners that say what its own texts are worth."""
         asks = self.kind.writes and self.kind.rows == 'written' and self.policy.method != 'distil'
         return self.policy.reasoners if asks else ()
 

@@ -1,4 +1,4 @@
-"""What is written is worth: whether reasoners that do not see answer rightly from a description, or
+"""What a text is worth: whether reasoners that do not see answer rightly from a description, or
 whether the answer behind a thought is right."""
 from collections.abc import Sequence
 from dataclasses import dataclass
