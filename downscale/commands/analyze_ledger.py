@@ -18,7 +18,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.usage = '%(prog)s STUDY [STUDY ...] [options]'  # in full it takes a quarter of a screen
     sub.set_defaults(verb='ledger')
     sub.add_argument('study', nargs='+', type=local_path, metavar='STUDY', help='folder of a '
-                     'study; with --data also of models: imported, or STUDY/cells/CELL/STAGE')
+                     'study; with --data also of a model or stage')
     sub.add_argument('--data', type=local_path, metavar='FILE', help='ask about pictures of your '
                      'own: .jsonl of "before", "after", "question", "answer_before", '
                      '"answer_after", "box", "change"?, "field"?, "key"?, "id"?')
