@@ -42,21 +42,21 @@ class Edits:
 class Taps:
     """What to read: `answer_B` is the position of each row's last prompt token.
 
-    In layers where `cut_N` is True text sees no pictures; other attention stays as it is. `own_BJ`
-    and `own_BL` are the patches of all tiles, and the tokens, of a part of each picture: their
-    means are read too. `edits` says what is replaced (see `Edits`).
+    In layers where `cut_N` is True text sees no pictures; other attention stays as it is. `own_BOJ`
+    and `own_BOL` are the patches of all tiles, and the tokens, of O parts of each picture: the
+    means over each are read too. `edits` says what is replaced (see `Edits`).
     """
     answer_B: jax.Array
     cut_N: jax.Array
-    own_BJ: jax.Array | None = None
-    own_BL: jax.Array | None = None
+    own_BOJ: jax.Array | None = None
+    own_BOL: jax.Array | None = None
     edits: Edits | None = None
 
     def reader(self, image_BL: jax.Array | None) -> 'Reader':
         """Return the `Reader` of rows with image tokens where `image_BL`; ValueError for None."""
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
-        return Reader(image_BL=image_BL, answer_B=self.answer_B, own_BL=self.own_BL,
+        return Reader(image_BL=image_BL, answer_B=self.answer_B, own_BOL=self.own_BOL,
                       edits=self.edits)
 
     @property
@@ -75,8 +75,8 @@ class Taps:
         shown_BJ = jnp.zeros((B, J + 2)).at[jnp.arange(B)[:, None], flat_BL].set(1)[:, :J]
         found = {name: _mean(x.reshape(B, J, -1), shown_BJ)
                  for name, x in (('vision', features_BPW), ('connector', features_BPD))}
-        if self.own_BJ is not None:
-            found |= {name: _mean(x.reshape(B, J, -1), self.own_BJ) for name, x in
+        if self.own_BOJ is not None:
+            found |= {name: _means(x.reshape(B, J, -1), self.own_BOJ) for name, x in
                       (('own patches', features_BPW), ('own connected', features_BPD))}
         return found
 
@@ -89,7 +89,7 @@ class Reader:
     """
     image_BL: jax.Array
     answer_B: jax.Array
-    own_BL: jax.Array | None = None
+    own_BOL: jax.Array | None = None
     edits: Edits | None = None
 
     def edited(self, x_BLD: jax.Array, where_BL: jax.Array | None) -> jax.Array:
@@ -109,8 +109,8 @@ class Reader:
     def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
         answer_BD = jnp.take_along_axis(x_BLD, self.answer_B[:, None, None], axis=1)[:, 0]
         found = {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
-        if self.own_BL is not None:
-            found['own tokens'] = _mean(x_BLD, self.own_BL)
+        if self.own_BOL is not None:
+            found['own tokens'] = _means(x_BLD, self.own_BOL)
         return found
 
     def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -123,3 +123,8 @@ def _mean(x, weight):
     """Return the mean over the middle axis of x [B, any, width], float32, by weights [B, any]."""
     total = (x.astype(jnp.float32) * weight[:, :, None]).sum(axis=1)
     return total / jnp.maximum(weight.sum(axis=1), 1)[:, None]
+
+
+def _means(x, weight):
+    """Return a mean as in `_mean` for each of O weights [B, O, any]: [B, O, width]."""
+    return jax.vmap(_mean, (None, 1), 1)(x, weight)

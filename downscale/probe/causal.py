@@ -15,19 +15,26 @@ from scipy import stats
 from downscale.analysis.measures import Row
 from downscale.config import Experiment
 from downscale.data.scenes.pairs import CHANGES, fields_of, key_of, pair
-from downscale.probe.interchange import Moved, interchange, matched, read
+from downscale.probe.interchange import Moved, interchange, matched, read, things
+from downscale.probe.linear import (
+    Probed,
+    answer_sites,
+    fit,
+    fit_all,
+    most_frequent,
+    own_sites,
+    score_all,
+)
 from downscale.probe.passes import Looker
 from downscale.results.probes import NO_DEPTH
 from downscale.results.text_kinds import CAPTION
 from downscale.runtime.files import PathLike
 from downscale.stage_table import WRITER
 from downscale.statistics import bootstrap
-from downscale.statistics.bootstrap import Column
 from downscale.statistics.two_way import FEW_SEEDS
 
 STAGES = ('encode', 'carry', 'address', 'read')
 CLEAR = 0.1     # a run that has lost less than this share of its answers has lost them nowhere
-RIDGE = 1e-3
 SPARE = 100_000  # scenes from here on train probes, and nothing else
 RISES = 0.05    # of the items: what a probe gains from twice the scenes where it has too few
 
@@ -39,81 +46,6 @@ class CausalPlan:
     scenes: int = 320
     bootstraps: int = 2000
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    """One probe: `hits` [items] of it and of one trained on `shuffled` labels; `chance` is what the
-    most frequent label earns."""
-    hits: np.ndarray
-    shuffled: np.ndarray
-    chance: float
-
-
-# --- probes -----------------------------------------------------------------------------------
-
-def probe(train_x: np.ndarray, train_y: Column, test_x: np.ndarray, test_y: Column,
-          seed: int) -> Probed:
-    """Return how a ridge probe [items, width] -> label does on other items, and its control."""
-    names, place = np.unique(np.asarray(train_y), return_inverse=True)
-    mean, spread = train_x.mean(axis=0), train_x.std(axis=0) + 1e-6
-
-    def features(x):
-        return np.column_stack([(x - mean) / spread, np.ones(len(x))]).astype(np.float64)
-    train, test = features(train_x), features(test_x)
-    order = np.random.default_rng(seed).permutation(len(place))
-    right = []
-    for labels in (place, place[order]):
-        weights = _ridge(train, np.eye(len(names))[labels])
-        right.append(names[(test @ weights).argmax(axis=1)] == np.asarray(test_y))
-    return Probed(hits=right[0].astype(float), shuffled=right[1].astype(float),
-                  chance=most_frequent(test_y))
-
-
-def _ridge(x, y):
-    """Return the weights [width, labels] of a ridge regression of y [items, labels] on x."""
-    items, width = x.shape
-    penalty = RIDGE * items
-    if items < width:  # the same weights, from the smaller system
-        return x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(items), y)
-    return np.linalg.solve(x.T @ x + penalty * np.eye(width), x.T @ y)
-
-
-def most_frequent(labels: Column) -> float:
-    """Return the share of the most frequent label: what always guessing it earns."""
-    _, counts = np.unique(np.asarray(labels), return_counts=True)
-    return float(counts.max() / counts.sum())
-
-
-def probes_of(seen: dict[str, np.ndarray], labels: dict[str, Sequence[str]], field: str,
-              splits: Sequence[tuple[np.ndarray, np.ndarray]],
-              seed: int) -> dict[tuple[str, float, str], Probed]:
-    """Return {(site, depth, label): `Probed`} of the items that `splits` test, in their order.
-
-    `seen` are what `interchange.read` gives of all items, `labels` {name: that of each item}, and
-    `splits` (items to train on, items to test on). Sites: 'tower', 'connector', 'own patches' and,
-    of the label `field` alone, 'answer'.
-    """
-    sites = {('tower', NO_DEPTH): seen['own patches'], ('connector', NO_DEPTH):
-             seen['own connected']}
-    count = len(seen['answer'])
-    for k in range(count):
-        depth = k / max(1, count - 1)
-        sites['own patches', depth] = seen['own tokens'][k]
-        sites['answer', depth] = seen['answer'][k]
-    tested = np.concatenate([test for _, test in splits])
-    order = np.argsort(tested, kind='stable')
-    probes = {}
-    for (site, depth), x in sites.items():
-        for name in (field,) if site == 'answer' else labels:
-            label = np.asarray(labels[name])
-            parts = [probe(x[train], label[train], x[test], label[test], seed)
-                     for train, test in splits]
-            probes[site, depth, name] = Probed(
-                hits=np.concatenate([part.hits for part in parts])[order],
-                shuffled=np.concatenate([part.shuffled for part in parts])[order],
-                chance=most_frequent(label[tested]))
-    return probes
 
 
 # --- levels -----------------------------------------------------------------------------------
@@ -180,50 +112,69 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     # All questions about one scene have one caption, so that no other question changes it.
     changes = [change for change in CHANGES if change != 'question' or stage != WRITER[CAPTION]]
     fields = fields_of(cell.world)
+    # 1. Probes of patches, from all things of all scenes: what they hold hangs on no question.
+    training = {field: [pair(cell.world, 'test', SPARE + n, field) for n in range(plan.scenes)]
+                for field in fields}
+    held = {field: read(looker, [matched(one, cell, stage) for one in scenes],
+                        [things(one, cell, stage) for one in scenes])
+            for field, scenes in training.items()}
+    names = {name for field in fields for name in (field, key_of(field))}
+    labels = _labels([thing for scenes in training.values() for one in scenes
+                      for thing in one.objects], sorted(names))
+    parts = [own_sites(seen) for seen in held.values()]
+    sites = {site: np.concatenate([part[site] for part in parts]) for site in parts[0]}
+    probes = fit_all(sites, labels, plan.seed)
+    fewer = {name: fit(sites['tower', NO_DEPTH][::2], label[::2], plan.seed)
+             for name, label in labels.items()}
+    # 2. Field by field.
     each = len(changes) * plan.pairs
     rows = []
     for number, field in enumerate(fields):
-        rows += _of_field(looker, cell, stage, field, changes, plan, lambda n, number=number:
-                          report(number * each + n, len(fields) * each))
+        asked = _labels([one.asked for one in training[field]], [field])
+        of_answers = fit_all(answer_sites(held[field]), asked, plan.seed)
+        rows += _of_field(looker, cell, stage, field, changes, plan, probes | of_answers, fewer,
+                          lambda n, number=number: report(number * each + n, len(fields) * each))
     return [*rows, *summary(cell.name, rows)]
 
 
-def _of_field(looker, cell, stage, field, changes, plan, report):
-    """Return the rows of one field."""
-    start = cell.data.test
+def _labels(objects, names):
+    """Return {name: that field of each object}."""
+    return {name: np.array([vars(thing)[name] for thing in objects]) for name in names}
+
+
+def _of_field(looker, cell, stage, field, changes, plan, probes, fewer, report):
+    """Return the rows of one field; `fewer` {label: a probe of the tower from half the things}."""
     by_change = {}
     for k, change in enumerate(changes):
-        scenes = [matched(pair(cell.world, 'test', start + n, field, change), cell, stage)
+        scenes = [pair(cell.world, 'test', cell.data.test + n, field, change)
                   for n in range(plan.pairs)]
-        by_change[change], _ = interchange(looker, scenes,
-                                           lambda n, k=k: report(k * plan.pairs + n))
-    indices = [*range(SPARE, SPARE + plan.scenes), *range(start, start + plan.pairs)]
-    scenes = [pair(cell.world, 'test', index, field) for index in indices]
-    seen = read(looker, [matched(each, cell, stage) for each in scenes])
-    labels = {name: [vars(each.asked)[name] for each in scenes] for name in (key_of(field), field)}
-    items = np.arange(len(scenes))
-    probes = probes_of(seen, labels, field, [(items[:plan.scenes], items[plan.scenes:])], plan.seed)
-    asked = [each.base for each in scenes[plan.scenes:]]
-    answers = [example.questions[0].answer for example in asked]
-    left = level_rows(cell.name, field, levels(probes, by_change['asked'].right,
+        by_change[change], _ = interchange(
+            looker, [matched(one, cell, stage) for one in scenes],
+            lambda n, k=k: report(k * plan.pairs + n))
+    scenes = [pair(cell.world, 'test', cell.data.test + n, field) for n in range(plan.pairs)]
+    seen = read(looker, [matched(one, cell, stage) for one in scenes])
+    labels = _labels([one.asked for one in scenes], (key_of(field), field))
+    tried = (score_all(probes, own_sites(seen), labels)
+             | score_all(probes, answer_sites(seen), {field: labels[field]}))
+    answers = [one.base.questions[0].answer for one in scenes]
+    left = level_rows(cell.name, field, levels(tried, by_change['asked'].right,
                                                most_frequent(answers)), len(answers))
     # What the tower holds is the same for all that share it, and so is what a probe misses of it.
-    rising = _rising(seen['own patches'], labels, plan)
+    rising = _rising({name: (fewer[name].score(seen['own patches'], label),
+                             tried['tower', NO_DEPTH, name]) for name, label in labels.items()})
     left = [replace(row, note=rising) if row.setting == 'encode' else row for row in left]
-    return [*probe_rows(cell.name, field, probes, [example.scene_id for example in asked], plan),
+    return [*probe_rows(cell.name, field, tried, [one.base.scene_id for one in scenes], plan),
             *moved_rows(cell.name, field, by_change, plan), *left]
 
 
-def _rising(own_nW, labels, plan):
-    """Return which probes behind the tower have too few scenes, in words; '' where none has."""
-    told = []
-    for name, of_scenes in labels.items():
-        y_n = np.asarray(of_scenes)
-        few, all_of = (probe(own_nW[:n], y_n[:n], own_nW[plan.scenes:], y_n[plan.scenes:],
-                             plan.seed).hits.mean() for n in (plan.scenes // 2, plan.scenes))
-        if all_of - few > RISES:
-            told.append(f'{name} ({few:.2f} from {plan.scenes // 2} scenes, {all_of:.2f} from '
-                        f'{plan.scenes})')
+def _rising(tried):
+    """Return which probes have too few scenes, in words; '' where none has.
+
+    `tried` {label: (`Probed` of a probe from half of the scenes, and from all)}.
+    """
+    told = [f'{name} ({few.hits.mean():.2f} from half of the scenes, {whole.hits.mean():.2f} from '
+            'all)' for name, (few, whole) in tried.items()
+            if whole.hits.mean() - few.hits.mean() > RISES]
     return f'less is lost than told: probes still rise, of {", ".join(told)}' if told else ''
 
 
@@ -261,8 +212,6 @@ def moved_rows(run: str, field: str, by_change: dict[str, Moved], plan: CausalPl
         clusters = [scenes.cluster for scenes in moved.pairs]
         rows.append(_row(run, f'full swap, {change}', field, 'nats',
                          _mean(moved.full, clusters, plan)))
-        if change not in ('asked', 'question'):
-            continue
         # A share of nothing would be one of noise.
         if not rows[-1].low > 0:
             continue

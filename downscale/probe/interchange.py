@@ -25,6 +25,10 @@ from downscale.probe.passes import DEPTHS, Batch, Looker
 from downscale.results.probes import NO_DEPTH
 from downscale.stage_table import STAGES
 
+PLACED = ('asked', 'question')  # changes that an answer must follow, so that it passes somewhere
+PLAIN = ('nothing', NO_DEPTH)
+COPIES = 7  # of a scene in one pass, each with another place taken over
+
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
@@ -78,35 +82,41 @@ def layers_of(model: Any) -> list[int]:
     return sorted({int(depth * N + .5) for depth in DEPTHS}) if N > 4 else list(range(N + 1))
 
 
-def read(looker: Looker, pairs: Sequence[Matched]) -> dict[str, np.ndarray]:
-    """Return what the own patches and the answer's place hold in the first of each pair, float32.
+def read(looker: Looker, pairs: Sequence[Matched],
+         parts: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+    """Return what `parts` of the first of each pair and the answer's place hold, float32.
 
-    Means over the patches `own_J` [J] of each: 'own patches' [n, W] behind the tower, 'own
-    connected' [n, D]; and, of the layers `layers_of`, 'own tokens' and 'answer' [layers, n, D]. The
-    place is that before the first token in which the two right answers of a pair differ.
+    `parts` [O, J] of each pair are the patches of O things (default: `own_J`, one). Means over the
+    patches of each, thing after thing: 'own patches' [things, W] behind the tower, 'own connected'
+    [things, D] and, of the layers `layers_of`, 'own tokens' [layers, things, D]; and 'answer'
+    [layers, n, D], at the place before the first token in which the two right answers differ.
     """
+    parts = parts or [pair.own_J[None] for pair in pairs]
+    most = max(map(len, parts))
     examples = [pair.base for pair in pairs]
     items = items_of(examples, len(examples))
     rows = _rows(looker, examples)
     place = np.array([_deciding(looker, pair) for pair in pairs])
     at = jnp.array(layers_of(looker.model))
-    parts = []
+    seen = []
     for start in range(0, len(items), rows):
         part = np.arange(start, min(start + rows, len(items)))
         # A smaller last pass would be another shape to compile.
         full = np.resize(part, rows)
         batch = looker.batch([items[k] for k in full])
-        own_BJ = _side_by_side([pairs[k].own_J for k in full], batch)
-        own_BL, _ = shown_by(batch, own_BJ)
+        own_BOJ = np.stack([_padded(parts[k], most, batch) for k in full])
+        own_BOL = np.stack([shown_by(batch.index_BLC, own_BJ)[0]
+                            for own_BJ in own_BOJ.swapaxes(0, 1)], axis=1)
         taps, _ = _pass(looker.params, batch, batch.length_B - 1 + place[full],
-                        {'own_BJ': own_BJ, 'own_BL': own_BL},
+                        {'own_BOJ': own_BOJ, 'own_BOL': own_BOL},
                         {'give_B': np.arange(rows)}, model=looker.model)
-        parts.append({name: np.asarray(taps[name][:len(part)])
-                      for name in ('own patches', 'own connected')})
-        parts[-1] |= {name: np.asarray(taps[name][at][:, :len(part)])
-                      for name in ('own tokens', 'answer')}
-    return {name: np.concatenate([part[name] for part in parts], axis=x.ndim - 2)
-            for name, x in parts[0].items()}
+        there_BO = np.arange(most) < np.array([len(parts[k]) for k in part])[:, None]
+        seen.append({name: np.asarray(taps[name])[:len(part)][there_BO]
+                     for name in ('own patches', 'own connected')})
+        seen[-1] |= {'own tokens': np.asarray(taps['own tokens'][at])[:, :len(part)][:, there_BO],
+                     'answer': np.asarray(taps['answer'][at][:, :len(part)])}
+    return {name: np.concatenate([each[name] for each in seen], axis=x.ndim - 2)
+            for name, x in seen[0].items()}
 
 
 def _deciding(looker, pair):
@@ -122,19 +132,21 @@ def _rows(looker, examples):
     return max(2, looker.rows(items_of([longest], 1)))
 
 
-def _side_by_side(own_J, batch):
-    """Return masks of patches [B, J] over the tiles of a batch, where pictures may have fewer."""
+def _padded(own_OJ, most, batch):
+    """Return masks of patches [most, J] over the tiles of a batch, where a picture may have fewer.
+    """
     _, tiles, patches, _ = batch.tiles_BIPQ.shape
-    return np.stack([np.pad(own, (0, tiles * patches - len(own))) for own in own_J])
+    O, J = own_OJ.shape
+    return np.pad(own_OJ, ((0, most - O), (0, tiles * patches - J)))
 
 
-def shown_by(batch: Batch, own_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shown_by(index_BLC: np.ndarray, own_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which tokens [B, L] show a patch of `own_BJ` [B, J], and which show any patch."""
     J = own_BJ.shape[1]
     # The newline is feature J, and no patch. Corners without weight repeat another (`Placed`).
-    any_BLC = (batch.index_BLC >= 0) & (batch.index_BLC < J)
+    any_BLC = (index_BLC >= 0) & (index_BLC < J)
     row_B11 = np.arange(len(own_BJ))[:, None, None]
-    own_BLC = any_BLC & own_BJ[row_B11, np.clip(batch.index_BLC, 0, J - 1)]
+    own_BLC = any_BLC & own_BJ[row_B11, np.clip(index_BLC, 0, J - 1)]
     return own_BLC.any(axis=2), any_BLC.any(axis=2)
 
 
@@ -143,22 +155,25 @@ def interchange(looker: Looker, pairs: Sequence[Matched],
                 others: Sequence[Matched] = ()) -> tuple[Moved, int]:
     """Return (`Moved`, pairs left out): those whose prompts are not of one length or answers equal.
 
-    Where nothing asked was changed, the answer is held against that of another pair, of these or
-    of `others`. Sites: 'tower' and 'connector' (own patches, depth NaN), 'connector, other
-    patches', 'all patches'; then, behind each layer (depth 0 to 1), 'own patches', 'other patches',
-    'question' and 'answer'.
+    All pairs have one `change`. Where nothing asked was changed, the answer is held against that of
+    another pair, of these or of `others`, and `effects` is empty. Else its sites are 'tower' and
+    'connector' (own patches, depth NaN), 'connector, other patches', 'all patches'; then, behind
+    each layer (depth 0 to 1), 'own patches', 'other patches', 'question' and 'answer'.
     """
     kept = [pair for pair in pairs if _alike(looker, pair)]
     if not kept:
         raise ValueError('no pair of scenes whose prompts are of one length and answers differ')
-    count = min(len(kept), _rows(looker, [pair.base for pair in kept]) // 2)
+    rows = _rows(looker, [pair.base for pair in kept])
+    copies = min(COPIES, rows - 1) if pairs[0].change in PLACED else 1
+    count = min(len(kept), rows // (copies + 1))
     shown = [*(pair.base for pair in (*kept, *others)), *(pair.source for pair in others)]
     rivals = list(dict.fromkeys(gold_ids(looker.encoder, example.questions[0])
                                 for example in shown))
     moves = []
     for start in range(0, len(kept), count):
         part = kept[start:start + count]
-        moves.append(_moved(looker, part + part[:1] * (count - len(part)), len(part), rivals))
+        moves.append(_moved(looker, part + part[:1] * (count - len(part)), len(part), rivals,
+                            copies))
         report(start + len(part))
     full, right, effects = zip(*moves, strict=True)
     right_2M = np.concatenate(right, axis=1)
@@ -172,40 +187,60 @@ def interchange(looker: Looker, pairs: Sequence[Matched],
 def _alike(looker, pair):
     """Return whether two prompts have their tokens in the same places, and answers that differ."""
     batches = [looker.batch(items_of([example], 1)) for example in (pair.base, pair.source)]
-    if pair.base.questions[0].answer == pair.source.questions[0].answer and pair.change in (
-            'asked', 'question'):
+    if pair.base.questions[0].answer == pair.source.questions[0].answer and pair.change in PLACED:
         return False
     one, other = batches
     return int(one.length_B[0]) == int(other.length_B[0]) and np.array_equal(
         one.index_BLC[0, :one.length_B[0]], other.index_BLC[0, :other.length_B[0]])
 
 
-def _moved(looker, pairs, count, rivals):
-    """Return (full [M], right [2, M], effects) of the first `count` pairs of a pass."""
-    batch = looker.batch(items_of([pair.base for pair in pairs] +
-                                  [pair.source for pair in pairs], 2 * len(pairs)))
-    half = len(pairs)
-    at_B, answers_BA = _answers(batch, half, rivals)
-    give_B = np.concatenate([np.arange(half) + half, np.arange(half) + half])
-    own_BJ = _side_by_side([pair.own_J for pair in pairs] * 2, batch)
-    base_B1 = (np.arange(2 * half) < half)[:, None]   # rows of matches stay as they are
+def _moved(looker, pairs, count, rivals, copies):
+    """Return (full [M], right [2, M], effects) of the first `count` of M pairs.
 
-    def odds(**edits):
-        _, logits_BV = _pass(looker.params, batch, at_B, {}, {'give_B': give_B, **edits},
-                             model=looker.model)
-        logits_BV = np.asarray(logits_BV)
-        chosen_BA = np.take_along_axis(logits_BV, answers_BA, axis=1)
-        return (chosen_BA[:, 1] - chosen_BA[:, 0]), logits_BV
-    plain_B, logits_BV = odds()
-    best_B = logits_BV.argmax(axis=1)
+    Of a pass the matches are the first rows, and behind them the first scenes stand `copies` times,
+    each time with another place taken over: what is taken over is computed once for all of them.
+    """
+    M = len(pairs)
+    batch = looker.batch(items_of([pair.base for pair in pairs] +
+                                  [pair.source for pair in pairs], 2 * M))
+    at_B, answers_BA = _answers(batch, M, rivals)
+    edits = [(PLAIN, {})]
+    if pairs[0].change in PLACED:
+        own_MJ = np.concatenate([_padded(pair.own_J[None], 1, batch) for pair in pairs])
+        edits += _edits(looker, batch.index_BLC[:M], own_MJ, at_B[:M])
+    order_R = np.concatenate([M + np.arange(M), np.tile(np.arange(M), copies)])
+    batch = Batch(*(x if x is None else x[order_R] for x in batch))
+    at_R, answers_RA = at_B[order_R], answers_BA[order_R]
     # Behind its prompt stands the right answer of each row.
-    gold_B = np.take_along_axis(batch.tokens_BL, at_B[:, None] + 1, axis=1)[:, 0]
-    right_2M = (best_B == gold_B).reshape(2, half)
+    gold_R = np.take_along_axis(batch.tokens_BL, at_R[:, None] + 1, axis=1)[:, 0]
     effects = {}
-    for key, edits in _edits(looker, batch, own_BJ, base_B1, at_B):
-        edited_B, _ = odds(**edits)
-        effects[key] = (edited_B - plain_B)[:count]
-    return (plain_B[half:] - plain_B[:half])[:count], right_2M[:, :count], effects
+    for start in range(0, len(edits), copies):
+        part = edits[start:start + copies]
+        _, logits_RV = _pass(looker.params, batch, at_R, {}, {
+            'give_B': np.tile(np.arange(M), copies + 1),
+            **_masks(looker, batch, [masks for _, masks in part], M)}, model=looker.model)
+        logits_RV = np.asarray(logits_RV)
+        chosen_RA = np.take_along_axis(logits_RV, answers_RA, axis=1)
+        odds_KM = (chosen_RA[:, 1] - chosen_RA[:, 0]).reshape(copies + 1, M)
+        if not start:
+            source_M, plain_M = odds_KM[:2]
+            right_2M = (logits_RV.argmax(axis=1) == gold_R).reshape(copies + 1, M)[[1, 0]]
+        effects |= {key: (odds_M - plain_M)[:count] for (key, _), odds_M in zip(part, odds_KM[1:])}
+    del effects[PLAIN]
+    return (source_M - plain_M)[:count], right_2M[:, :count], effects
+
+
+def _masks(looker, batch, edits, M):
+    """Return the arguments of `Edits` by which rows M to 2 M have the first of `edits`, and so on.
+    """
+    R, L = batch.tokens_BL.shape
+    J = batch.tiles_BIPQ.shape[1] * batch.tiles_BIPQ.shape[2]
+    whole = {'vision_BJ': np.zeros((R, J), bool), 'connector_BJ': np.zeros((R, J), bool),
+             'states_NBL': np.zeros((looker.model.language.N + 1, R, L), bool)}
+    for k, masks in enumerate(edits, 1):
+        for name, mask in masks.items():
+            whole[name][..., k * M:(k + 1) * M, :] = mask
+    return whole
 
 
 def _answers(batch, half, rivals):
@@ -226,24 +261,23 @@ def _answers(batch, half, rivals):
     return at_B, answers
 
 
-def _edits(looker, batch, own_BJ, base_B1, at_B):
-    """Yield ((site, depth), what is replaced) of every place."""
+def _edits(looker, index_MLC, own_MJ, at_M):
+    """Return [((site, depth), masks of what is replaced in M rows)] of every place."""
     N = looker.model.language.N
-    every_BJ = np.broadcast_to(base_B1, own_BJ.shape)
-    yield ('tower', NO_DEPTH), {'vision_BJ': own_BJ & base_B1}
-    yield ('connector', NO_DEPTH), {'connector_BJ': own_BJ & base_B1}
-    yield ('connector, other patches', NO_DEPTH), {'connector_BJ': ~own_BJ & base_B1}
-    yield ('all patches', NO_DEPTH), {'connector_BJ': every_BJ}
-    own_BL, shows_BL = shown_by(batch, own_BJ)
-    places_BL = np.arange(own_BL.shape[1])[None]
-    answer_BL = places_BL == at_B[:, None]
-    question_BL = (batch.index_BLC[:, :, 0] < 0) & (places_BL < at_B[:, None])
+    edits = [(('tower', NO_DEPTH), {'vision_BJ': own_MJ}),
+             (('connector', NO_DEPTH), {'connector_BJ': own_MJ}),
+             (('connector, other patches', NO_DEPTH), {'connector_BJ': ~own_MJ}),
+             (('all patches', NO_DEPTH), {'connector_BJ': np.ones_like(own_MJ)})]
+    own_ML, shows_ML = shown_by(index_MLC, own_MJ)
+    places_ML = np.arange(own_ML.shape[1])[None]
+    question_ML = (index_MLC[:, :, 0] < 0) & (places_ML < at_M[:, None])
     for layer in layers_of(looker.model):
-        for site, where_BL in (('own patches', own_BL), ('other patches', shows_BL & ~own_BL),
-                               ('question', question_BL), ('answer', answer_BL)):
-            states_NBL = np.zeros((N + 1, *where_BL.shape), bool)
-            states_NBL[layer] = where_BL & base_B1
-            yield (site, layer / N), {'states_NBL': states_NBL}
+        for site, where_ML in (('own patches', own_ML), ('other patches', shows_ML & ~own_ML),
+                               ('question', question_ML), ('answer', places_ML == at_M[:, None])):
+            states_NML = np.zeros((N + 1, *where_ML.shape), bool)
+            states_NML[layer] = where_ML
+            edits.append(((site, layer / N), {'states_NBL': states_NML}))
+    return edits
 
 
 def matched(pair: Any, cell: Any, stage: str = '') -> Matched:
@@ -261,6 +295,14 @@ def matched(pair: Any, cell: Any, stage: str = '') -> Matched:
         base, source = (_to_write(example, wording_of(cell), kind) for example in (base, source))
     return Matched(field=pair.field, change=pair.change, base=base, source=source, own_J=own_J,
                    cluster=base.scene_id)
+
+
+def things(pair: Any, cell: Any, stage: str = '') -> np.ndarray:
+    """Return the patches [objects, J] of all objects of a `ScenePair`'s first scene; see `matched`.
+    """
+    layout = cell.layout(stage or cell.joint_stage)
+    return np.stack([touched([obj.box], (cell.world.side,) * 2, layout.vision, layout.pictures)
+                     for obj in pair.objects])
 
 
 def _to_write(example, wording, kind):

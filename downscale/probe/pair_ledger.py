@@ -14,7 +14,7 @@ from downscale.data.records import Example, Extraction, Question, Trace
 from downscale.data.row_files import shown
 from downscale.data.tiling import touched
 from downscale.evaluate.answers import prompt_of
-from downscale.probe import causal
+from downscale.probe import causal, linear
 from downscale.probe.causal import CausalPlan
 from downscale.probe.interchange import Matched, interchange, read
 from downscale.probe.pair_files import PicturePair
@@ -122,12 +122,12 @@ def _of_field(looker, run, pairs, keys, plan, report):
     named = [key for key, pair in zip(keys, pairs) if pair.change == 'asked'] * 2
     labels, left_out = _labels(field, answers, named, clusters)
     right = np.concatenate([by_change['asked'].right, by_change['asked'].right_source])
-    chance = causal.most_frequent(answers)
+    chance = linear.most_frequent(answers)
     probes = {}
     if labels:
         turned = [replace(pair, base=pair.source, source=pair.base) for pair in asked]
         seen = read(looker, [*asked, *turned])
-        probes = causal.probes_of(seen, labels, field, _splits(clusters, plan.seed), plan.seed)
+        probes = _probed(seen, labels, field, clusters, plan.seed)
         left = causal.levels(probes, right, chance)
     else:
         left = {'read': causal.level(right.mean(), chance)}
@@ -174,7 +174,22 @@ def _few(labels, clusters):
     return '' if len(counts) > 1 else f'{shown(rarest)!r} is the only one'
 
 
-def _splits(clusters, seed):
-    """Return [(pictures to train on, pictures to test on)]: pairs of one picture stay together."""
+def _probed(seen, labels, field, clusters, seed):
+    """Return {(site, depth, label): `Probed`} of all pictures: each is tested by probes that have
+    seen no pair of its own."""
     fold = split(np.array(clusters), FOLDS, seed)
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)]
+    kinds = [(linear.own_sites(seen), labels), (linear.answer_sites(seen), {field: labels[field]})]
+    folds = []
+    for k in np.unique(fold):
+        tested = {}
+        for sites, of_items in kinds:
+            train, test = (({site: x[part] for site, x in sites.items()},
+                            {name: np.asarray(label)[part] for name, label in of_items.items()})
+                           for part in (fold != k, fold == k))
+            tested |= linear.score_all(linear.fit_all(*train, seed), *test)
+        folds.append(tested)
+    order = np.argsort(np.concatenate([np.flatnonzero(fold == k) for k in np.unique(fold)]))
+    return {key: linear.Probed(
+        hits=np.concatenate([each[key].hits for each in folds])[order],
+        shuffled=np.concatenate([each[key].shuffled for each in folds])[order],
+        chance=linear.most_frequent(labels[key[2]])) for key in folds[0]}

@@ -18,9 +18,10 @@ from downscale.data.scenes.world import World, caption, sample
 from downscale.evaluate import decoupled
 from downscale.evaluate.answers import item_of, wording_of
 from downscale.model.init import init_params
-from downscale.probe import causal, interchange
-from downscale.probe.causal import CausalPlan, Probed
+from downscale.probe import causal, interchange, linear
+from downscale.probe.causal import CausalPlan
 from downscale.probe.checkpoints import open_checkpoint
+from downscale.probe.linear import Probed
 from downscale.probe.passes import Looker
 from downscale.stage_table import STAGES
 from downscale.stages.folders import folder_of
@@ -127,24 +128,11 @@ def test_sizes_with_seeds_have_an_interval_from_three_on():
     assert two.value == pytest.approx(.6) and np.isnan(two.low)
 
 
-def test_a_probe_reads_what_is_there_and_nothing_of_shuffled_labels():
-    draw = np.random.default_rng(0)
-    labels = draw.choice(list('abcd'), 600)
-    x = np.eye(4)[[ord(label) - 97 for label in labels]] @ draw.normal(size=(4, 20))
-    x += .3 * draw.normal(size=x.shape)
-    one = causal.probe(x[:400], labels[:400], x[400:], labels[400:], 0)
-    assert one.hits.mean() > .9 and one.shuffled.mean() < .4 and .2 < one.chance < .4
-
-
 def test_a_probe_that_more_scenes_would_help_says_so():
-    draw = np.random.default_rng(0)
-    labels = draw.choice(list('abcdefghijkl'), 3000)
-    x = np.eye(12)[[ord(label) - 97 for label in labels]] @ draw.normal(size=(12, 60))
-    x += 3 * draw.normal(size=x.shape)
-    few = causal._rising(x[:416], {'shape': labels[:416]}, CausalPlan(scenes=320))
-    assert few.startswith('less is lost than told: probes still rise, of shape (0.')
-    assert 'from 160 scenes' in few and 'from 320' in few
-    assert causal._rising(x, {'shape': labels}, CausalPlan(scenes=2600)) == ''
+    told = causal._rising({'shape': (probed(.4), probed(.5)), 'color': (probed(.9), probed(.92))})
+    assert told == ('less is lost than told: probes still rise, of shape (0.40 from half of the '
+                    'scenes, 0.50 from all)')
+    assert causal._rising({'shape': (probed(.5), probed(.54))}) == ''
 
 
 # --- models -----------------------------------------------------------------------------------
@@ -202,6 +190,54 @@ def test_where_a_swap_moves_nothing_no_share_is_told(ledgers):
     assert ledgers['blind']['full swap, asked', 'nats'].value == pytest.approx(0, abs=1e-4)
     assert not [key for key in ledgers['blind'] if key[1] == 'share of the full swap'
                 and key[0].endswith('asked')]
+
+
+def test_each_object_is_read_as_it_is_read_alone(study):
+    folder, cells = study
+    cell = cells['whole']
+    looker = Looker(folder, cell)
+    scenes = [pairs.pair(cell.world, 'test', n, 'shape') for n in range(9)]
+    parts = [interchange.things(one, cell) for one in scenes]
+    assert len({len(part) for part in parts}) > 1  # scenes have fewer objects or more
+    together = interchange.read(looker, [interchange.matched(one, cell) for one in scenes], parts)
+    alone = interchange.read(looker, [
+        dataclasses.replace(interchange.matched(one, cell), own_J=part[k])
+        for one, part in zip(scenes, parts, strict=True) for k in range(len(part))])
+    for name in ('own patches', 'own connected', 'own tokens'):
+        assert together[name].shape[-2] == sum(map(len, parts))
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, atol=1e-5)
+    first = np.cumsum([0, *map(len, parts)])[:-1]
+    np.testing.assert_allclose(together['answer'], alone['answer'][:, first], rtol=1e-4, atol=1e-5)
+
+
+def test_probes_of_patches_learn_from_all_objects_of_a_scene(study, monkeypatch):
+    folder, cells = study
+    learnt = []
+    monkeypatch.setattr(causal, 'fit_all', lambda sites, labels, seed: learnt.append(
+        {site[0]: len(x) for site, x in sites.items()}) or linear.fit_all(sites, labels, seed))
+    causal.causal_ledger(folder, cells['whole'], CausalPlan(pairs=4, scenes=24, bootstraps=100))
+    patches, answers = learnt
+    scenes = [pairs.pair(cells['whole'].world, 'test', causal.SPARE + n, 'shape')
+              for n in range(24)]
+    objects = sum(len(one.objects) for one in scenes)
+    assert patches == {'tower': objects, 'connector': objects, 'own patches': objects}
+    assert answers == {'answer': 24} and objects > 48
+
+
+def test_places_taken_over_side_by_side_move_what_each_moves_alone(study, monkeypatch):
+    folder, cells = study
+    looker = Looker(folder, cells['whole'])
+    scenes = [interchange.matched(pairs.pair(cells['whole'].world, 'test', n, 'shape'),
+                                  cells['whole']) for n in range(6)]
+    together, _ = interchange.interchange(looker, scenes)
+    monkeypatch.setattr(interchange, 'COPIES', 1)
+    alone, _ = interchange.interchange(looker, scenes)
+    assert together.effects.keys() == alone.effects.keys() and len(alone.effects) >= 12
+    for place, effect in alone.effects.items():
+        np.testing.assert_allclose(together.effects[place], effect, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(together.full, alone.full, rtol=1e-3, atol=1e-3)
+    assert (together.right == alone.right).all()
+    assert (together.right_source == alone.right_source).all()
 
 
 # --- stages that write ------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_a_token_is_own_where_it_shows_an_own_patch(looked):
     looker, pair = looked
     batch = looker.batch(items_of([pair.base], 1))
     own_BJ = pair.own_J[None]
-    own_BL, shows_BL = interchange.shown_by(batch, own_BJ)
+    own_BL, shows_BL = interchange.shown_by(batch.index_BLC, own_BJ)
     weights = None if batch.weight_BLC is None else jnp.asarray(batch.weight_BLC)
 
     def spliced(patches_BJ, newline):

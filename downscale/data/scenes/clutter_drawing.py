@@ -39,17 +39,18 @@ def painted(objects: Sequence[Object]) -> list[Object]:
     return sorted(objects, key=lambda obj: (obj.box[3], obj.box[0]))
 
 
-def hidden(objects: Sequence[Object]) -> list[float]:
-    """Return, for each thing, the larger share covered: of it, or of its character."""
+def hidden(objects: Sequence[Object], asked: Sequence[Object]) -> list[float]:
+    """Return, for each of `asked`, the larger share that `objects` cover: of it, or of its
+    character."""
     order = painted(objects)
     shares = []
-    for obj in objects:
+    for obj in asked:
         over = order[order.index(obj) + 1:]
-        shares.append(_covered(obj, [other for other in over if _meet(obj.box, other.box)]))
+        shares.append(_covered(obj, [other for other in over if meet(obj.box, other.box)]))
     return shares
 
 
-def _meet(box, other):
+def meet(box: Sequence[int], other: Sequence[int]) -> bool:
     """Return whether two boxes overlap."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 

@@ -6,10 +6,11 @@ row's number ('c 4'). Everything is a pure function of (world, split, index).
 """
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Annotated, Any
 
-from downscale.data.scenes.clutter_drawing import hidden
+from downscale.data.scenes.clutter_drawing import hidden, meet
 from downscale.data.scenes.clutter_table import NAMES
 from downscale.data.scenes.clutter_telling import in_order, name_of
 from downscale.data.scenes.world import (
@@ -105,8 +106,7 @@ class Clutter:
     @property
     def cells(self) -> tuple[str, ...]:
         """Places in reading order: the column's letter and the row's number, 'a 1' top left."""
-        return tuple(f'{chr(97 + column)} {row + 1}'
-                     for row, column in product(range(self.grid), repeat=2))
+        return _cells(self.grid)
 
     def diameter(self, size: str) -> int:
         """Return width and height in pixels of a thing of that size."""
@@ -117,6 +117,13 @@ class Clutter:
         column, row = cell.split()
         step = self.side / self.grid
         return round((ord(column) - 96.5) * step), round((int(row) - 0.5) * step)
+
+
+@cache
+def _cells(grid):
+    """Return the places of a grid in reading order."""
+    return tuple(f'{chr(97 + column)} {row + 1}'
+                 for row, column in product(range(grid), repeat=2))
 
 
 def check_triples(world: object, share: float) -> None:
@@ -203,8 +210,12 @@ def _with(world, rng, placed, thing):
     for _ in range(_PLACES):
         cell = cells[int(rng.integers(len(cells)))]
         shift = rng.integers(-world.jitter_px, world.jitter_px + 1, size=2).tolist()
+        if cell in taken:
+            continue
         moved = _at(world, thing, cell, shift)
-        if cell not in taken and _inside(world, moved) and _seen(world, [*placed, moved]):
+        # What it does not meet is as it was.
+        near = [obj for obj in placed if meet(obj.box, moved.box)]
+        if _inside(world, moved) and _seen(world, [*placed, moved], [*near, moved]):
             return [*placed, moved]
     return None
 
@@ -223,9 +234,9 @@ def _inside(world, thing):
     return min(thing.box) >= 0 and max(thing.box) <= world.side
 
 
-def _seen(world, objects):
-    """Return whether nothing is covered by more than the declared share."""
-    return max(hidden(objects)) <= world.occlusion
+def _seen(world, objects, asked):
+    """Return whether no more than the declared share of any of `asked` is covered by others."""
+    return max(hidden(objects, asked)) <= world.occlusion
 
 
 def _changed(world, rng, scene, field, values):
@@ -249,6 +260,6 @@ def _changed(world, rng, scene, field, values):
              for both, obj in ((scene.objects, thing), (objects, changed))]
     # No name lacks a shape: a thing of another shape is known by its place.
     known = field == 'shape' or named[0] == named[1] is not None
-    if known and _inside(world, changed) and _seen(world, objects):
+    if known and _inside(world, changed) and _seen(world, objects, objects):
         return replace(scene, objects=objects)
     return None

@@ -3,6 +3,7 @@
 They tell what a model does with that field: whatever it answers differently comes from there.
 """
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import count
 
 from downscale.data.records import Example, Question
@@ -26,14 +27,18 @@ CLUTTERED = {'color': 'color', 'size': 'size', 'char': 'read', 'shape': 'content
 CHANGES = ('asked', 'other', 'nothing', 'question')
 
 
+KEPT = 8192  # pairs in memory, some 20 KB each
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScenePair:
-    """Two examples with one question each, and the `asked` object of the first."""
+    """Two examples with one question each, and the `asked` one of the `objects` of the first."""
     field: str
     change: str
     base: Example
     source: Example
     asked: Object
+    objects: tuple[Object, ...]
 
 
 def fields_of(world: object) -> list[str]:
@@ -53,6 +58,7 @@ def key_of(field: str) -> str:
     return ASKED[field][2]
 
 
+@lru_cache(KEPT)  # all cells of a study are asked about the same
 def pair(world: World | Clutter, split: str, index: int, field: str,
          change: str = 'asked') -> ScenePair:
     """Return pair `index` of a field: the same scene and object for every `change`.
@@ -72,7 +78,7 @@ def pair(world: World | Clutter, split: str, index: int, field: str,
     changed, unasked = (_other_value(world, rng, scene, obj, field) for obj in (asked, other))
     base = _example(world, scene, asked, field, 'base')
     if change == 'question':
-        return ScenePair(field=field, change=change, base=base, asked=asked,
+        return ScenePair(field=field, change=change, base=base, asked=asked, objects=scene.objects,
                          source=_example(world, scene, other, field, change))
     new = {'asked': changed, 'other': unasked, 'nothing': asked}[change]
     if change == 'nothing':
@@ -81,7 +87,7 @@ def pair(world: World | Clutter, split: str, index: int, field: str,
     else:
         old = asked if change == 'asked' else other
         moved = replace(scene, objects=tuple(new if obj is old else obj for obj in scene.objects))
-    return ScenePair(field=field, change=change, base=base, asked=asked,
+    return ScenePair(field=field, change=change, base=base, asked=asked, objects=scene.objects,
                      source=_example(world, moved, asked, field, change))
 
 
@@ -98,10 +104,11 @@ def _cluttered(world, split, index, field, change):
         # Another texture and other lines behind the same things.
         again = stream(world, 'pair again', split, index)
         moved = replace(scene, background=int(again.integers(2 ** 16)))
-    return ScenePair(field=field, change=change, base=base, asked=about,
+    return ScenePair(field=field, change=change, base=base, asked=about, objects=scene.objects,
                      source=_of_clutter(world, moved, name, field, change))
 
 
+@lru_cache(KEPT)  # one for all changes
 def _scenes(world, split, index, field):
     """Return (scene, the scene with one thing changed, that thing, another to ask about).
 
