@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
             args.study, = args.study
             cells, rows, notes = _of_scenes(args, bars)
             input_hash = ''
-    notes = [*notes, 'left: the key and the value of the asked object in its own patches, behind '
-             'the tower (encode) and the connector (carry); its value at the place of the answer '
-             '(address); right answers (read); each above guessing, 0 to 1',
+    notes = [*notes, "left: behind the tower (encode) and the connector (carry), in objects' own "
+             'patches: which of them is named, and its value, the lesser of both; its value at the '
+             'place of the answer (address); right answers (read); each above guessing, 0 to 1',
              'nats: what the log-odds of two answers move by when the scene is exchanged for one '
              'that differs in the asked field; for other fields, and for nothing, this must be 0']
     notes += [f'{row.table}: most is lost where it should {row.setting} ({row.value:.2f})'

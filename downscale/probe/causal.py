@@ -2,9 +2,10 @@
 
 Four places lie between a picture and an answer: the tower ENCODES the asked object, the connector
 and the layers CARRY it in the object's own patches, the answer's place ADDRESSES it there, and the
-head READS it out. A probe of the object's own patches says what is carried (its key, by which it is
-asked for, and its value apart), a probe of the answer's place whether it has arrived there, and
-interchanges between matched scenes (`interchange.py`) what the answer really hangs on.
+head READS it out. Probes of objects' own patches say what is carried (whether the object that is
+named can be told from the others of its scene, and its value apart), a probe of the answer's place
+whether it has arrived there, and interchanges between matched scenes (`interchange.py`) what the
+answer really hangs on.
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from scipy import stats
 
 from downscale.analysis.measures import Row
 from downscale.config import Experiment
-from downscale.data.scenes.pairs import CHANGES, fields_of, key_of, pair
+from downscale.data.scenes.pairs import CHANGES, fields_of, pair
 from downscale.probe.interchange import Moved, interchange, matched, read, things
 from downscale.probe.linear import (
     Probed,
     answer_sites,
-    fit,
+    find_all,
     fit_all,
     most_frequent,
     own_sites,
@@ -36,6 +37,9 @@ from downscale.statistics.two_way import FEW_SEEDS
 STAGES = ('encode', 'carry', 'address', 'read')
 CLEAR = 0.1     # a run that has lost less than this share of its answers has lost them nowhere
 SPARE = 100_000  # scenes from here on train probes, and nothing else
+PLACE = 'cell'   # where an object lies is said by the places of its patches, whatever they hold
+TOWER = ('tower', NO_DEPTH)
+STIRS = 0.01    # nats, at least, of a full swap of which places have shares
 RISES = 0.05    # of the items: what a probe gains from twice the scenes where it has too few
 
 
@@ -66,8 +70,7 @@ def levels(probes: dict[tuple[str, float, str], Probed], right: np.ndarray,
                        for (at, _, name), probed in probes.items() if (at, name) == (site, wanted))
                    for wanted in names)
     field = next(name for site, _, name in probes if site == 'answer')
-    # Where a patch lies is said by the place of its token, whatever it holds.
-    both = {name for site, _, name in probes if site == 'tower'} - {'cell'} | {field}
+    both = {name for site, _, name in probes if site == 'tower'}
     measured = {'encode': of('tower', *both), 'carry': of('connector', *both),
                 'address': of('answer', field), 'read': level(right.mean(), chance)}
     # What is answered has got through all that lies before, whatever a linear probe makes of it.
@@ -112,20 +115,18 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     # All questions about one scene have one caption, so that no other question changes it.
     changes = [change for change in CHANGES if change != 'question' or stage != WRITER[CAPTION]]
     fields = fields_of(cell.world)
-    # 1. Probes of patches, from all things of all scenes: what they hold hangs on no question.
+    # 1. Probes of patches, from all objects of all scenes: what they hold hangs on no question.
     training = {field: [pair(cell.world, 'test', SPARE + n, field) for n in range(plan.scenes)]
                 for field in fields}
-    held = {field: read(looker, [matched(one, cell, stage) for one in scenes],
-                        [things(one, cell, stage) for one in scenes])
-            for field, scenes in training.items()}
-    names = {name for field in fields for name in (field, key_of(field))}
-    labels = _labels([thing for scenes in training.values() for one in scenes
-                      for thing in one.objects], sorted(names))
+    held = {field: _read(looker, cell, stage, scenes) for field, scenes in training.items()}
+    scenes = [one for field in fields for one in training[field]]
+    names = ({*fields} | {name for one in scenes for name in one.named}) - {PLACE}
+    labels = _labels([thing for one in scenes for thing in one.objects], sorted(names))
     parts = [own_sites(seen) for seen in held.values()]
     sites = {site: np.concatenate([part[site] for part in parts]) for site in parts[0]}
     probes = fit_all(sites, labels, plan.seed)
-    fewer = {name: fit(sites['tower', NO_DEPTH][::2], label[::2], plan.seed)
-             for name, label in labels.items()}
+    fewer = fit_all({TOWER: sites[TOWER][::2]},
+                    {name: label[::2] for name, label in labels.items()}, plan.seed)
     # 2. Field by field.
     each = len(changes) * plan.pairs
     rows = []
@@ -137,13 +138,19 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     return [*rows, *summary(cell.name, rows)]
 
 
+def _read(looker, cell, stage, scenes):
+    """Return what all objects of some `ScenePair`s and the places of their answers hold."""
+    return read(looker, [matched(one, cell, stage) for one in scenes],
+                [things(one, cell, stage) for one in scenes])
+
+
 def _labels(objects, names):
     """Return {name: that field of each object}."""
     return {name: np.array([vars(thing)[name] for thing in objects]) for name in names}
 
 
 def _of_field(looker, cell, stage, field, changes, plan, probes, fewer, report):
-    """Return the rows of one field; `fewer` {label: a probe of the tower from half the things}."""
+    """Return the rows of one field; `fewer` are probes of the tower from half the scenes."""
     by_change = {}
     for k, change in enumerate(changes):
         scenes = [pair(cell.world, 'test', cell.data.test + n, field, change)
@@ -152,19 +159,33 @@ def _of_field(looker, cell, stage, field, changes, plan, probes, fewer, report):
             looker, [matched(one, cell, stage) for one in scenes],
             lambda n, k=k: report(k * plan.pairs + n))
     scenes = [pair(cell.world, 'test', cell.data.test + n, field) for n in range(plan.pairs)]
-    seen = read(looker, [matched(one, cell, stage) for one in scenes])
-    labels = _labels([one.asked for one in scenes], (key_of(field), field))
-    tried = (score_all(probes, own_sites(seen), labels)
-             | score_all(probes, answer_sites(seen), {field: labels[field]}))
+    seen = _read(looker, cell, stage, scenes)
+    sites = own_sites(seen)
+    wanted = _labels([one.asked for one in scenes], [field])
+    tried = _tried(probes, sites, scenes, wanted)
+    tried |= score_all(probes, answer_sites(seen), wanted)
     answers = [one.base.questions[0].answer for one in scenes]
     left = level_rows(cell.name, field, levels(tried, by_change['asked'].right,
                                                most_frequent(answers)), len(answers))
     # What the tower holds is the same for all that share it, and so is what a probe misses of it.
-    rising = _rising({name: (fewer[name].score(seen['own patches'], label),
-                             tried['tower', NO_DEPTH, name]) for name, label in labels.items()})
+    rising = _rising({name: (few, tried[*TOWER, name]) for (*_, name), few in
+                      _tried(fewer, {TOWER: sites[TOWER]}, scenes, wanted).items()})
     left = [replace(row, note=rising) if row.setting == 'encode' else row for row in left]
     return [*probe_rows(cell.name, field, tried, [one.base.scene_id for one in scenes], plan),
             *moved_rows(cell.name, field, by_change, plan), *left]
+
+
+def _tried(probes, sites, scenes, wanted):
+    """Return {(site, depth, label): `Probed`} of what is `wanted` of the asked objects, and of
+    which object is named, where its place does not say so."""
+    counts = [len(one.objects) for one in scenes]
+    asked = [one.objects.index(one.asked) for one in scenes]
+    own = np.cumsum([0, *counts])[:-1] + asked
+    tried = score_all(probes, {site: x[own] for site, x in sites.items()}, wanted)
+    if scenes[0].named == (PLACE,):
+        return tried
+    words = [{name: vars(one.asked)[name] for name in one.named} for one in scenes]
+    return tried | find_all(probes, sites, counts, asked, words)
 
 
 def _rising(tried):
@@ -212,8 +233,8 @@ def moved_rows(run: str, field: str, by_change: dict[str, Moved], plan: CausalPl
         clusters = [scenes.cluster for scenes in moved.pairs]
         rows.append(_row(run, f'full swap, {change}', field, 'nats',
                          _mean(moved.full, clusters, plan)))
-        # A share of nothing would be one of noise.
-        if not rows[-1].low > 0:
+        # A share of nothing, or of next to nothing, would be one of noise.
+        if not rows[-1].low > STIRS:
             continue
         resamples = bootstrap.resample(clusters, plan.bootstraps, plan.seed)
         for (site, depth), effect in moved.effects.items():

@@ -2,6 +2,7 @@
 
 They are told apart by (site, depth, label): where they read, and what. Needs no JAX.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from downscale.statistics.bootstrap import Column
 
 RIDGE = 1e-3
 STEPS = 100  # of a fit, at most
+NAMED = 'which object is named'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +26,24 @@ class Probe:
     weights: np.ndarray
     shuffled: np.ndarray
 
+    def log_shares(self, x: np.ndarray) -> list[np.ndarray]:
+        """Return what both make of other items: log-probabilities [items, names] each."""
+        x = _features(x, self.mean_W, self.spread_W)
+        return [special.log_softmax(x @ weights, axis=1)
+                for weights in (self.weights, self.shuffled)]
+
     def score(self, x: np.ndarray, labels: Column) -> 'Probed':
         """Return how both do on other items."""
-        x = _features(x, self.mean_W, self.spread_W)
-        told, control = (self.names[(x @ weights).argmax(axis=1)] == np.asarray(labels)
-                         for weights in (self.weights, self.shuffled))
+        told, control = (self.names[share.argmax(axis=1)] == np.asarray(labels)
+                         for share in self.log_shares(x))
         return Probed(hits=told.astype(float), shuffled=control.astype(float),
                       chance=most_frequent(labels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """One probe: `hits` [items] of it and of one trained on `shuffled` labels; `chance` is what the
-    most frequent label earns."""
+    """One probe: `hits` [items] of it and of one trained on `shuffled` labels; `chance` is what
+    guessing earns: the most frequent label, or any object of a scene."""
     hits: np.ndarray
     shuffled: np.ndarray
     chance: float
@@ -107,3 +114,30 @@ def score_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.
     """Return {(site, depth, label): `Probed`} of other items, for the given sites and labels."""
     return {(*site, name): probes[*site, name].score(x, label)
             for site, x in sites.items() for name, label in labels.items()}
+
+
+def find_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.ndarray],
+             counts: Sequence[int], asked: Sequence[int],
+             words: Sequence[dict[str, str]]) -> dict[tuple[str, float, str], Probed]:
+    """Return {(site, depth, NAMED): `Probed`}: is the object found that a scene's question names?
+
+    The rows of `sites` are the objects of scene after scene, `counts` of each; of each scene
+    `asked` is the place of the asked one among them, and `words` {label: value} are what it is
+    called. It is found where the probes of these labels give it the largest probability.
+    """
+    starts = np.cumsum([0, *counts])
+    labels = {label for each in words for label in each}
+    found = {}
+    for site, x in sites.items():
+        hits = np.zeros((2, len(counts)))
+        shares = {label: probes[*site, label].log_shares(x) for label in labels}
+        for n, (start, count, each) in enumerate(zip(starts, counts, words)):
+            for k in range(2):  # the probe, and its control
+                told = [shares[label][k][start:start + count, probes[*site, label].names == value]
+                        for label, value in each.items()]
+                # A value that no probe was taught names nothing.
+                if all(column.shape[1] for column in told):
+                    hits[k, n] = np.sum(told, axis=0)[:, 0].argmax() == asked[n]
+        found[*site, NAMED] = Probed(hits=hits[0], shuffled=hits[1],
+                                     chance=float(np.mean(1 / np.array(counts))))
+    return found

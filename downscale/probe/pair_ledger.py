@@ -141,7 +141,8 @@ def _missing(by_change, moved):
     full = next(row for row in moved if row.setting == 'full swap, asked')
     if not any(row.what == 'share of the full swap' for row in moved):
         notes.append(f'no shares by place: the full swap moves {full.value:.2f} nats, not clearly '
-                     f'above 0 over {full.clusters} different pictures (fewer than 6 never are)')
+                     f'above {causal.STIRS} over {full.clusters} different pictures (fewer than 6 '
+                     'never are)')
     if len(by_change) == 1:
         notes.append("no controls: pairs of change 'other' and 'nothing' say what moves where "
                      'nothing should')

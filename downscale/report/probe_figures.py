@@ -121,7 +121,7 @@ def ledger_lines(found: Any) -> Drawing:
             right.plot(list(points), list(points.values()), f'o{line}', ms=3, lw=1.2, color=shade)
             rows += [{'run': run, 'what': f'share, {site}', 'place': f'{depth:g}', 'value': value}
                      for depth, value in points.items()]
-    left.set(ylim=(-.03, 1.03), ylabel='left, above guessing', title='key and value of the object')
+    left.set(ylim=(-.03, 1.03), ylabel='left, above guessing', title='asked object and value')
     right.set(xlim=(-.05, 1.05), xlabel='relative depth', ylabel='share of the full swap',
               title='own patches (full), answer (dashed)')
     for axis in (left, right):

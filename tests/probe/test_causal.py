@@ -21,6 +21,7 @@ from downscale.model.init import init_params
 from downscale.probe import causal, interchange, linear
 from downscale.probe.causal import CausalPlan
 from downscale.probe.checkpoints import open_checkpoint
+from downscale.probe.interchange import Moved
 from downscale.probe.linear import Probed
 from downscale.probe.passes import Looker
 from downscale.stage_table import STAGES
@@ -192,6 +193,17 @@ def test_where_a_swap_moves_nothing_no_share_is_told(ledgers):
                 and key[0].endswith('asked')]
 
 
+@pytest.mark.parametrize('nats, told', [(.001, False), (.1, True)])
+def test_of_next_to_nothing_no_share_is_told(nats, told):
+    full = np.full(20, nats)
+    moved = Moved(pairs=[SimpleNamespace(cluster=str(n)) for n in range(20)], full=full,
+                  right=full, right_source=full, effects={('answer', 1.0): full})
+    rows = causal.moved_rows('run', 'shape', {'asked': moved}, PLAN)
+    assert [row.value for row in rows if row.what == 'nats'] == [pytest.approx(nats)]
+    assert [row.value for row in rows if row.what == 'share of the full swap'] == pytest.approx(
+        [1.0] * told)
+
+
 def test_each_object_is_read_as_it_is_read_alone(study):
     folder, cells = study
     cell = cells['whole']
@@ -216,11 +228,12 @@ def test_probes_of_patches_learn_from_all_objects_of_a_scene(study, monkeypatch)
     monkeypatch.setattr(causal, 'fit_all', lambda sites, labels, seed: learnt.append(
         {site[0]: len(x) for site, x in sites.items()}) or linear.fit_all(sites, labels, seed))
     causal.causal_ledger(folder, cells['whole'], CausalPlan(pairs=4, scenes=24, bootstraps=100))
-    patches, answers = learnt
+    patches, half, answers = learnt
     scenes = [pairs.pair(cells['whole'].world, 'test', causal.SPARE + n, 'shape')
               for n in range(24)]
     objects = sum(len(one.objects) for one in scenes)
     assert patches == {'tower': objects, 'connector': objects, 'own patches': objects}
+    assert half == {'tower': (objects + 1) // 2}
     assert answers == {'answer': 24} and objects > 48
 
 
@@ -344,6 +357,8 @@ def test_a_cluttered_world_has_a_ledger_of_its_four_fields(tmp_path):
         lost = sum(by_place[stage, 'lost', field]['value'] for stage in causal.STAGES)
         assert lost == pytest.approx(1 - by_place['read', 'left', field]['value'])
         assert by_place['tower', f'probe of {field}', field]['n'] == 6
+        # A shape is asked for by its place, which is told by where the patches stand.
+        assert (('tower', f'probe of {linear.NAMED}', field) in by_place) == (field != 'shape')
 
 
 @pytest.mark.parametrize('argv, told', [

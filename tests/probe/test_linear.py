@@ -53,3 +53,25 @@ def test_probes_of_several_places_are_scored_where_they_are_asked():
     assert scored['near', 0.0, 'name'].hits.mean() > .9
     # Where nothing is held the most frequent label is all there is.
     assert scored['nothing', 0.5, 'name'].hits.mean() < .45
+
+
+def test_the_object_that_is_named_is_found_among_those_of_its_scene():
+    """By all words of its name together, where none of them alone tells it from the others."""
+    draw = np.random.default_rng(0)
+    counts = draw.integers(3, 6, 200)
+    # The first two have one shape, the first and the third one color.
+    shapes = np.concatenate([['a', 'a', *draw.choice(list('bcd'), count - 2)] for count in counts])
+    colors = np.concatenate([['r', 'g', 'r', *draw.choice(list('gb'), count - 3)]
+                             for count in counts])
+    x = np.column_stack([*(shapes == name for name in 'abcd'), *(colors == name for name in 'rgb')])
+    sites = {('tower', 0.0): x + .2 * draw.normal(size=x.shape)}
+    probes = linear.fit_all(sites, {'shape': shapes, 'color': colors}, 0)
+
+    def found(**words):
+        return linear.find_all(probes, sites, counts, [0] * 200, [words] * 200)[
+            'tower', 0.0, linear.NAMED]
+    both = found(shape='a', color='r')
+    assert both.hits.mean() > .95 and both.shuffled.mean() < .5
+    assert both.chance == pytest.approx(np.mean(1 / counts))
+    assert found(shape='a').hits.mean() < .7 and found(color='r').hits.mean() < .7
+    assert not found(shape='e').hits.any()  # of which no probe was taught

@@ -114,7 +114,7 @@ def test_where_no_swap_can_be_clear_that_is_said(study):
     folder, cells, pairs = study
     rows, notes = pair_ledger.pair_ledger(Looker(folder, cells['whole']), 'x', pairs[:3], PLAN)
     assert not any(row.what == SHARE for row in rows)
-    assert any('not clearly above 0 over 3 different pictures' in note for note in notes)
+    assert any('not clearly above 0.01 over 3 different pictures' in note for note in notes)
 
 
 def labels(count, rare=0, of=('a', 'b')):

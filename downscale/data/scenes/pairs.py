@@ -3,7 +3,7 @@
 They tell what a model does with that field: whatever it answers differently comes from there.
 """
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 
 from downscale.data.records import Example, Question
@@ -32,13 +32,17 @@ KEPT = 8192  # pairs in memory, some 20 KB each
 
 @dataclass(frozen=True, kw_only=True)
 class ScenePair:
-    """Two examples with one question each, and the `asked` one of the `objects` of the first."""
+    """Two examples with one question each, and the `asked` one of the `objects` of the first.
+
+    `named` are the fields whose values name it.
+    """
     field: str
     change: str
     base: Example
     source: Example
     asked: Object
     objects: tuple[Object, ...]
+    named: tuple[str, ...]
 
 
 def fields_of(world: object) -> list[str]:
@@ -76,10 +80,10 @@ def pair(world: World | Clutter, split: str, index: int, field: str,
     other = next((obj for obj in others if vars(obj)[field] != vars(asked)[field]), others[0])
     # The draws come in one order, whatever the change is.
     changed, unasked = (_other_value(world, rng, scene, obj, field) for obj in (asked, other))
-    base = _example(world, scene, asked, field, 'base')
+    made = partial(ScenePair, field=field, change=change, asked=asked, objects=scene.objects,
+                   named=(key_of(field),), base=_example(world, scene, asked, field, 'base'))
     if change == 'question':
-        return ScenePair(field=field, change=change, base=base, asked=asked, objects=scene.objects,
-                         source=_example(world, scene, other, field, change))
+        return made(source=_example(world, scene, other, field, change))
     new = {'asked': changed, 'other': unasked, 'nothing': asked}[change]
     if change == 'nothing':
         again = stream(world, 'pair again', split, index)
@@ -87,8 +91,7 @@ def pair(world: World | Clutter, split: str, index: int, field: str,
     else:
         old = asked if change == 'asked' else other
         moved = replace(scene, objects=tuple(new if obj is old else obj for obj in scene.objects))
-    return ScenePair(field=field, change=change, base=base, asked=asked, objects=scene.objects,
-                     source=_example(world, moved, asked, field, change))
+    return made(source=_example(world, moved, asked, field, change))
 
 
 def _cluttered(world, split, index, field, change):
@@ -96,6 +99,7 @@ def _cluttered(world, split, index, field, change):
     scene, moved, asked, other = _scenes(world, split, index, field)
     about = other if change == 'other' else asked
     name = _named(scene, about, field)
+    named = [key for key in ('size', 'color', 'shape') if vars(about)[key] in name.split()]
     base = _of_clutter(world, scene, name, field, 'base')
     if change == 'question':
         name = _named(scene, other, field)
@@ -105,6 +109,7 @@ def _cluttered(world, split, index, field, change):
         again = stream(world, 'pair again', split, index)
         moved = replace(scene, background=int(again.integers(2 ** 16)))
     return ScenePair(field=field, change=change, base=base, asked=about, objects=scene.objects,
+                     named=tuple(named) or ('cell',),
                      source=_of_clutter(world, moved, name, field, change))
 
 

@@ -1,0 +1,114 @@
+"""What repairs perception in the cluttered world: examples, a reasoner's judgement, a teacher?
+
+Two sizes of `micro2.py` with half its steps of `instruct`. Each is tuned a little to extract, and
+goes on from there in ways that cost about as many training FLOPs, within a tenth: more of the same
+examples, GRPO, rejection sampling, and GRPO whose rewards are scrambled (a control); the smaller
+one also with the larger one's say at each token, on true texts (a teacher of `extract`) or on its
+own (`distil`), and by two of these, half of each. Captions of as many FLOPs stand beside them. Both
+sizes read all texts, also with the question hidden: GRPO asks the larger reasoner, so the smaller
+one tells whether another reader gains.
+
+What follows was written down before any cell of these settings was evaluated, behind seed 0 of
+`micro2.py`, which shares no cell with it. Claims are about visual families, thinking readers of the
+larger size, the mean over the sizes that have both sides, three seeds; two-sided 95 % intervals
+over seeds and pictures, p adjusted by Holm. One whose sides differ in training FLOPs by over a
+tenth is not decided unless the cheaper side wins. Seeds are run in their order, claims are read
+once, when all are there, and nothing is left out. Pairs of repairs, the control, and the place of
+each repair in the ledger (`analyze ledger --stage extract`, `--stage perceive`) are shown without a
+claim.
+
+Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repair  (seed 0; :1, :2)
+           downscale study experiments/micro2_repair.py              (the study)
+           downscale study experiments/micro2_repair.py:dry          (all of it, tiny)
+Hardware:  2 CPU cores, 4 GiB
+Time:      not known yet
+Expect:    not known yet
+"""
+from ml_collections import ConfigDict
+
+from downscale.experiment.sweeps import axis, product, union
+
+SIZES = ('w64d2', 'w64d4')  # the larger one teaches
+SEEDS = (0, 1, 2)
+PIECES = tuple(map(str, SEEDS))  # one seed of the study, in the study's own folder
+ARGUMENTS = ('', *PIECES, 'dry')
+FAMILIES = ('held', 'rule', 'color', 'size', 'read', 'position', 'ground', 'count_color',
+            'count_shape', 'compare', 'relation', 'chain1')
+CLAIMS = (
+    dict(id='grpo', text='GRPO beats more extraction at equal FLOPs',
+         contrast='grpo_minus_extraction', mode='think', seed_sd=0.1),
+    dict(id='rejection', text='Rejection sampling beats more extraction at equal FLOPs',
+         contrast='rejection_minus_extraction', mode='think', seed_sd=0.1),
+    dict(id='distil', text='A larger writer teaches more than true texts do at equal FLOPs',
+         contrast='distil_minus_extraction', mode='think', seed_sd=0.1))
+_SEES = ('language', 'tower', 'connector', 'image_newline_D')
+# Steps of each way; all but the first cost what WRITE of `extract` and PERCEIVE of GRPO do.
+WRITE, PERCEIVE, MORE, TAUGHT, DISTIL = 400, 100, 1400, 1000, 100
+
+
+def get_config(arg=''):
+    """The study's settings for `arg` '' (the study), a seed or 'dry'."""
+    if arg not in ARGUMENTS:
+        raise ValueError(f'micro2_repair:{arg}: the argument must be 0, 1, 2 or dry')
+    few = arg == 'dry'
+    text = dict(batch=8, length=288, tiles=0, turns=4, rates=dict(language=4e-3), save_every=500)
+    picture = dict(batch=16, length=144, tiles=1, turns=3, save_every=500,
+                   trainable=('language', 'connector'),
+                   rates=dict(language=8e-3, connector=8e-3))
+    writer = {**picture, 'length': 192, 'parents': dict.fromkeys(_SEES, '{size}/instruct')}
+    stages = dict(
+        tower=dict(steps=5000, batch=32, length=112, tiles=1, rates=dict(tower=4e-3)),
+        text=dict(steps=2000, **text),
+        align=dict(steps=1000, **picture),
+        instruct=dict(steps=2500, decay=0.2, blind=0.1, replay=dict(align=0.2), **picture),
+        caption=dict(steps=MORE, **writer), extract=dict(steps=WRITE, **writer),
+        reason=dict(steps=6000, replay=dict(text=0.05), **text),
+        perceive=dict(
+            steps=PERCEIVE, batch=64, length=192, tiles=1, warmup=0.1, save_every=25,
+            trainable=('language', 'connector'), rates=dict(language=1e-3, connector=1e-3),
+            parents=dict.fromkeys(_SEES, '{size}/extract'),
+            policy=dict(reasoners=(f'{SIZES[-1]}/reason',), group=4, write=64, answer=4)))
+    if few:
+        stages = {name: {**settings, 'steps': 4} for name, settings in stages.items()}
+        # One step of decay.
+        stages['instruct'] |= dict(decay=0.5)
+    return ConfigDict(dict(
+        study='micro2_repair_dry' if few else 'micro2_repair', platform='cpu', family='micro',
+        vocabulary=640, vision=dict(layers=2, W=64, H=4, F=192, patch=12, image=96),
+        parametrisation=dict(kind='mup', base_width=64, base_depth=4, input=8.0, output=4.0),
+        world=dict(kind='clutter', min_objects=4, max_objects=6, n_shapes=12, n_colors=6,
+                   n_chars=4, strokes=4, n_facts=8 if few else 256, exposures=2 if few else 40,
+                   budgets=(), families=FAMILIES),
+        data=dict(train=60 if few else 16_000, validation=16, test=16 if few else 128,
+                  similarity_share=0.0),
+        stages=stages,
+        evaluation=dict(scenes=4 if few else 64, batch=128, write=96, think=96,
+                        texts=['caption', 'extraction', 'perceived'], question_hidden=True),
+        claims=() if few else CLAIMS, unroll=8))
+
+
+def sweep(arg=''):
+    """Each size and seed as a cell of its own, and those that go on from it in another way."""
+    few = arg == 'dry'
+
+    def steps(stage, count):
+        fewer = 10 if stage == 'perceive' else 100
+        return {f'stages.{stage}.steps': count // fewer if few else count}
+    larger = f'{SIZES[-1]}/extract'
+    learnt = {'stages': ('perceive',)}
+    own = {'stages.perceive.policy.method': 'distil', 'stages.perceive.teacher': larger}
+    taught = {'stages.extract.teacher': larger}
+    both = {'stages': ('extract', 'perceive')}
+    ways = [{'stages': ('extract',)} | steps('extract', MORE),
+            learnt | {'stages.perceive.policy.method': 'rejection'},
+            learnt | {'stages.perceive.policy.scrambled': True}]
+    of_small = [{'stages': ('extract',)} | taught | steps('extract', TAUGHT),
+                learnt | own | steps('perceive', DISTIL),
+                # Half of one, then half of the other.
+                both | taught | steps('extract', (WRITE + TAUGHT) // 2)
+                | steps('perceive', PERCEIVE // 2),
+                both | steps('extract', (WRITE + MORE) // 2) | steps('perceive', PERCEIVE // 2)]
+    seeds = {'': SEEDS, '1': (1,), '2': (2,)}.get(arg, (0,))
+    small, large = (product(axis('size', (size,)), axis('seed', seeds)) for size in SIZES)
+    return union(small, large, product(small, ways), product(large, ways),
+                 product(small, of_small))
