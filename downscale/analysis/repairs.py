@@ -19,13 +19,16 @@ from downscale.results.study import Cell
 from downscale.results.text_kinds import EXTRACTION, PERCEIVED, TEXT_KINDS
 from downscale.stage_table import WRITER
 
+TAUGHT = 'taught by a larger one'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """One kind of text by the runs of one size that change the same; `flops` of their training.
 
     `method` is how a writer of perceived texts learnt, such as 'grpo' or, where its rewards were
-    those of other descriptions, 'scrambled grpo'; '' of others. `flops` None is not known.
+    those of other descriptions, 'scrambled grpo'; of others it is TAUGHT where a larger model had a
+    say, else ''. `flops` None is not known.
     """
     kind: str
     changes: str
@@ -62,15 +65,19 @@ def arms(s: Scored) -> list[Arm]:
             if writers:
                 size, = measures.sizes_among(whole.meta, runs)
                 made.append(Arm(kind=kind, changes=changes, size=size,
-                                method=_method(s, writers[0]) if kind == PERCEIVED else '',
+                                method=_method(s, writers[0], WRITER[kind]),
                                 flops=_writer_flops(s, writers, kind)))
     return made
 
 
-def _method(s, run):
-    """Return the method by which a run's stage 'perceive' learnt; '' where its files are gone."""
-    trained = costs.stages_of(s).get((run, WRITER[PERCEIVED]))
-    policy = {} if trained is None else trained.stage.get('policy', {})
+def _method(s, run, stage):
+    """Return the method by which a run's stage learnt; '' where its files are gone."""
+    trained = costs.stages_of(s).get((run, stage))
+    if trained is None:
+        return ''
+    if stage != WRITER[PERCEIVED]:
+        return TAUGHT if trained.stage.get('teacher') else ''
+    policy = trained.stage.get('policy', {})
     # A control is no method of its own, and no claim about the method may take it for that.
     return f'scrambled {policy["method"]}' if policy.get('scrambled') else policy.get('method', '')
 
@@ -113,9 +120,12 @@ def cells_of(s: Scored, arm: Arm, reader: str, mode: str) -> list[Cell]:
 
 
 def nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
-    """Return the extraction of the same size whose training FLOPs are nearest to those of `arm`."""
+    """Return the extraction of the same size whose training FLOPs are nearest to those of `arm`.
+
+    One that a larger model had a say in is a repair itself, and no rival.
+    """
     rivals = [other for other in others if other.kind == EXTRACTION and other.flops
-              and other.size.name == arm.size.name and other is not arm]
+              and not other.method and other.size.name == arm.size.name and other is not arm]
     if not rivals or not arm.flops:
         return None
     # Of a ratio: twice as much is as far as half.
@@ -255,4 +265,5 @@ def _sizes_trained(s, method):
     """Return the names of the sizes of which a run has a stage that learnt by a method."""
     size_of = {run['run_id']: run['size'] for run in s.study.meta['runs']}
     return {size_of[run] for run, stage in costs.stages_of(s)
-            if stage == WRITER[PERCEIVED] and run in size_of and _method(s, run) == method}
+            if stage == WRITER[PERCEIVED] and run in size_of
+            and _method(s, run, stage) == method}

@@ -259,6 +259,20 @@ def test_what_a_teacher_says_of_own_texts_is_a_repair_like_others(planted, tmp_p
     assert found.effect.value == pytest.approx(-.04, abs=.003) and 'steps8000' in found.where
 
 
+def test_an_extraction_that_a_larger_model_taught_is_no_rival(planted, tmp_path):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('cells/*-steps8000/extract/experiment.json'):
+        value = read_json(path)
+        value['stages'][0]['teacher'] = 'w64d2/extract'
+        write_json(path, value)
+    s = scored(folder)
+    assert {arm.changes for arm in repairs.arms(s) if arm.method == repairs.TAUGHT} == {'steps8000'}
+    found = claims.CONTRASTS['grpo_minus_extraction'](s, 'think')
+    # What the taught one costs is nearer, but it stands in no claim.
+    assert 'against extraction,' in found.where and 'steps8000' not in found.where
+
+
 def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
     folder = only(planted, tmp_path / 'study', lambda row: not (
         row['text_kind'] == 'perceived' and not row['p_run'].endswith('methodrejection')))

@@ -195,7 +195,7 @@ def test_where_a_swap_moves_nothing_no_share_is_told(ledgers):
 
 @pytest.mark.parametrize('nats, told', [(.001, False), (.1, True)])
 def test_of_next_to_nothing_no_share_is_told(nats, told):
-    full = np.full(20, nats)
+    full = nats * np.linspace(.9, 1.1, 20)
     moved = Moved(pairs=[SimpleNamespace(cluster=str(n)) for n in range(20)], full=full,
                   right=full, right_source=full, effects={('answer', 1.0): full})
     rows = causal.moved_rows('run', 'shape', {'asked': moved}, PLAN)
