@@ -9,29 +9,33 @@ answer really hangs on.
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from scipy import stats
 
 from downscale.analysis.measures import Row
 from downscale.config import Experiment
-from downscale.data.scenes.pairs import CHANGES, fields_of, pair
+from downscale.data.scenes.pairs import CHANGES, ScenePair, fields_of, pair
 from downscale.probe.interchange import Moved, interchange, matched, read, things
 from downscale.probe.linear import (
     Probed,
     answer_sites,
     find_all,
     fit_all,
+    items_at,
     most_frequent,
     own_sites,
     score_all,
 )
 from downscale.probe.passes import Looker
+from downscale.probe.readout import Site
 from downscale.results.probes import NO_DEPTH
 from downscale.results.text_kinds import CAPTION
 from downscale.runtime.files import PathLike
 from downscale.stage_table import WRITER
 from downscale.statistics import bootstrap
+from downscale.statistics.bootstrap import Column
 from downscale.statistics.two_way import FEW_SEEDS
 
 STAGES = ('encode', 'carry', 'address', 'read')
@@ -115,87 +119,112 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     # All questions about one scene have one caption, so that no other question changes it.
     changes = [change for change in CHANGES if change != 'question' or stage != WRITER[CAPTION]]
     fields = fields_of(cell.world)
-    # 1. Probes of patches, from all objects of all scenes: what they hold hangs on no question.
-    training = {field: [pair(cell.world, 'test', SPARE + n, field) for n in range(plan.scenes)]
+    training = {field: _look(looker, cell, stage, _pairs(cell, field, SPARE, plan.scenes))
                 for field in fields}
-    held = {field: _read(looker, cell, stage, scenes) for field, scenes in training.items()}
-    scenes = [one for field in fields for one in training[field]]
-    names = ({*fields} | {name for one in scenes for name in one.named}) - {PLACE}
-    labels = _labels([thing for one in scenes for thing in one.objects], sorted(names))
-    parts = [own_sites(seen) for seen in held.values()]
-    sites = {site: np.concatenate([part[site] for part in parts]) for site in parts[0]}
-    probes = fit_all(sites, labels, plan.seed)
-    fewer = fit_all({TOWER: sites[TOWER][::2]},
-                    {name: label[::2] for name, label in labels.items()}, plan.seed)
-    # 2. Field by field.
+    probes, fewer = _of_patches(list(training.values()), plan.seed)
     each = len(changes) * plan.pairs
     rows = []
-    for number, field in enumerate(fields):
-        asked = _labels([one.asked for one in training[field]], [field])
-        of_answers = fit_all(answer_sites(held[field]), asked, plan.seed)
+    for number, (field, seen) in enumerate(training.items()):
+        of_answers = fit_all(seen.answers, seen.wanted(field), plan.seed)
         rows += _of_field(looker, cell, stage, field, changes, plan, probes | of_answers, fewer,
                           lambda n, number=number: report(number * each + n, len(fields) * each))
     return [*rows, *summary(cell.name, rows)]
 
 
-def _read(looker, cell, stage, scenes):
-    """Return what all objects of some `ScenePair`s and the places of their answers hold."""
-    return read(looker, [matched(one, cell, stage) for one in scenes],
-                [things(one, cell, stage) for one in scenes])
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """Scenes with what a run holds of them: `patches` of every object, and `answers` of each."""
+    pairs: list[ScenePair]
+    patches: dict[Site, np.ndarray]
+    answers: dict[Site, np.ndarray]
+
+    def wanted(self, field: str) -> dict[str, Column]:
+        """Return {field: that of each asked object}."""
+        return _labels([scene.asked for scene in self.pairs], [field])
+
+
+def _pairs(cell, field, start, count, change='asked'):
+    """Return some `ScenePair`s of a field."""
+    return [pair(cell.world, 'test', start + n, field, change) for n in range(count)]
+
+
+def _look(looker, cell, stage, pairs):
+    """Return pairs and what a run holds of the first scene of each."""
+    seen = read(looker, [matched(scene, cell, stage) for scene in pairs],
+                [things(scene, cell, stage) for scene in pairs])
+    return _Seen(pairs=pairs, patches=own_sites(seen), answers=answer_sites(seen))
 
 
 def _labels(objects, names):
     """Return {name: that field of each object}."""
-    return {name: np.array([vars(thing)[name] for thing in objects]) for name in names}
+    labels = {}
+    for name in names:
+        labels[name] = np.array([getattr(thing, name) for thing in objects])
+    return labels
+
+
+def _of_patches(training, seed):
+    """Return (probes of patches, those of the tower from half the scenes).
+
+    They learn from all objects of all scenes: what patches hold hangs on no question.
+    """
+    pairs = list(chain.from_iterable(seen.pairs for seen in training))
+    names = {scene.field for scene in pairs}.union(*(scene.named for scene in pairs)) - {PLACE}
+    labels = _labels(list(chain.from_iterable(scene.objects for scene in pairs)), sorted(names))
+    sites = {}
+    for site in training[0].patches:
+        sites[site] = np.concatenate([seen.patches[site] for seen in training])
+    half = slice(None, None, 2)
+    return (fit_all(sites, labels, seed),
+            fit_all({TOWER: sites[TOWER][half]}, items_at(labels, half), seed))
 
 
 def _of_field(looker, cell, stage, field, changes, plan, probes, fewer, report):
     """Return the rows of one field; `fewer` are probes of the tower from half the scenes."""
+    start = cell.data.test
     by_change = {}
     for k, change in enumerate(changes):
-        scenes = [pair(cell.world, 'test', cell.data.test + n, field, change)
-                  for n in range(plan.pairs)]
+        scenes = _pairs(cell, field, start, plan.pairs, change)
         by_change[change], _ = interchange(
-            looker, [matched(one, cell, stage) for one in scenes],
+            looker, [matched(scene, cell, stage) for scene in scenes],
             lambda n, k=k: report(k * plan.pairs + n))
-    scenes = [pair(cell.world, 'test', cell.data.test + n, field) for n in range(plan.pairs)]
-    seen = _read(looker, cell, stage, scenes)
-    sites = own_sites(seen)
-    wanted = _labels([one.asked for one in scenes], [field])
-    tried = _tried(probes, sites, scenes, wanted)
-    tried |= score_all(probes, answer_sites(seen), wanted)
-    answers = [one.base.questions[0].answer for one in scenes]
-    left = level_rows(cell.name, field, levels(tried, by_change['asked'].right,
-                                               most_frequent(answers)), len(answers))
+    seen = _look(looker, cell, stage, _pairs(cell, field, start, plan.pairs))
+    scored = _scored(probes, seen, seen.patches, field)
+    scored |= score_all(probes, seen.answers, seen.wanted(field))
+    examples = [scene.base for scene in seen.pairs]
+    left = level_rows(cell.name, field, levels(scored, by_change['asked'].right, most_frequent(
+        [example.questions[0].answer for example in examples])), len(examples))
     # What the tower holds is the same for all that share it, and so is what a probe misses of it.
-    rising = _rising({name: (few, tried[*TOWER, name]) for (*_, name), few in
-                      _tried(fewer, {TOWER: sites[TOWER]}, scenes, wanted).items()})
+    rising = _rising(_scored(fewer, seen, {TOWER: seen.patches[TOWER]}, field), scored)
     left = [replace(row, note=rising) if row.setting == 'encode' else row for row in left]
-    return [*probe_rows(cell.name, field, tried, [one.base.scene_id for one in scenes], plan),
+    return [*probe_rows(cell.name, field, scored, [each.scene_id for each in examples], plan),
             *moved_rows(cell.name, field, by_change, plan), *left]
 
 
-def _tried(probes, sites, scenes, wanted):
-    """Return {(site, depth, label): `Probed`} of what is `wanted` of the asked objects, and of
-    which object is named, where its place does not say so."""
-    counts = [len(one.objects) for one in scenes]
-    asked = [one.objects.index(one.asked) for one in scenes]
-    own = np.cumsum([0, *counts])[:-1] + asked
-    tried = score_all(probes, {site: x[own] for site, x in sites.items()}, wanted)
-    if scenes[0].named == (PLACE,):
-        return tried
-    words = [{name: vars(one.asked)[name] for name in one.named} for one in scenes]
-    return tried | find_all(probes, sites, counts, asked, words)
+def _scored(probes, seen, sites, field):
+    """Return {(site, depth, label): `Probed`} of the `field` of the asked objects, and of which
+    object is named, where its place does not say so."""
+    counts = [len(scene.objects) for scene in seen.pairs]
+    asked = [scene.objects.index(scene.asked) for scene in seen.pairs]
+    # The rows of the asked objects, among those of all.
+    scored = score_all(probes, items_at(sites, np.cumsum([0, *counts])[:-1] + asked),
+                       seen.wanted(field))
+    if seen.pairs[0].named == (PLACE,):
+        return scored
+    words = [{name: getattr(scene.asked, name) for name in scene.named} for scene in seen.pairs]
+    return scored | find_all(probes, sites, counts, asked, words)
 
 
-def _rising(tried):
+def _rising(fewer, scored):
     """Return which probes have too few scenes, in words; '' where none has.
 
-    `tried` {label: (`Probed` of a probe from half of the scenes, and from all)}.
+    `fewer` {place: `Probed` of a probe from half of the scenes}, `scored` the same from all.
     """
-    told = [f'{name} ({few.hits.mean():.2f} from half of the scenes, {whole.hits.mean():.2f} from '
-            'all)' for name, (few, whole) in tried.items()
-            if whole.hits.mean() - few.hits.mean() > RISES]
+    told = []
+    for key, few in fewer.items():
+        half, whole = few.hits.mean(), scored[key].hits.mean()
+        if whole - half > RISES:
+            told.append(f'{key[2]} ({half:.2f} from half of the scenes, {whole:.2f} from all)')
     return f'less is lost than told: probes still rise, of {", ".join(told)}' if told else ''
 
 

@@ -4,6 +4,8 @@ They are told apart by (site, depth, label): where they read, and what. Needs no
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -52,8 +54,10 @@ class Probed:
 def fit(x: np.ndarray, labels: Column, seed: int) -> Probe:
     """Return a `Probe` of features [items, width]: multinomial logistic regression."""
     names, place = np.unique(np.asarray(labels), return_inverse=True)
+    # Columns of one scale, so that the ridge weighs all alike.
     mean_W, spread_W = x.mean(axis=0), x.std(axis=0) + 1e-6
     x = _features(x, mean_W, spread_W)
+    # A control that has as many of each label, and nothing else in common with the items.
     order = np.random.default_rng(seed).permutation(len(place))
     weights, shuffled = (_logistic(x, place, len(names)) for place in (place, place[order]))
     return Probe(names=names, mean_W=mean_W, spread_W=spread_W, weights=weights, shuffled=shuffled)
@@ -102,18 +106,23 @@ def _by_depth(site, x_KnD):
     return {(site, k / max(1, len(x_KnD) - 1)): x_nD for k, x_nD in enumerate(x_KnD)}
 
 
+def items_at(columns: dict[Any, Any], where: Any) -> dict[Any, np.ndarray]:
+    """Return {key: the items at `where`} of what sites hold, or of labels."""
+    return {key: np.asarray(column)[where] for key, column in columns.items()}
+
+
 def fit_all(sites: dict[Site, np.ndarray], labels: dict[str, Column],
             seed: int) -> dict[tuple[str, float, str], Probe]:
     """Return {(site, depth, label): `Probe`}; `labels` {name: that of each item}."""
     return {(*site, name): fit(x, label, seed)
-            for site, x in sites.items() for name, label in labels.items()}
+            for (site, x), (name, label) in product(sites.items(), labels.items())}
 
 
 def score_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.ndarray],
               labels: dict[str, Column]) -> dict[tuple[str, float, str], Probed]:
     """Return {(site, depth, label): `Probed`} of other items, for the given sites and labels."""
     return {(*site, name): probes[*site, name].score(x, label)
-            for site, x in sites.items() for name, label in labels.items()}
+            for (site, x), (name, label) in product(sites.items(), labels.items())}
 
 
 def find_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.ndarray],
@@ -125,19 +134,26 @@ def find_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.n
     `asked` is the place of the asked one among them, and `words` {label: value} are what it is
     called. It is found where the probes of these labels give it the largest probability.
     """
-    starts = np.cumsum([0, *counts])
-    labels = {label for each in words for label in each}
-    found = {}
+    parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    chance = float(np.mean(1 / np.array(counts)))
+    scored = {}
     for site, x in sites.items():
-        hits = np.zeros((2, len(counts)))
-        shares = {label: probes[*site, label].log_shares(x) for label in labels}
-        for n, (start, count, each) in enumerate(zip(starts, counts, words)):
-            for k in range(2):  # the probe, and its control
-                told = [shares[label][k][start:start + count, probes[*site, label].names == value]
-                        for label, value in each.items()]
-                # A value that no probe was taught names nothing.
-                if all(column.shape[1] for column in told):
-                    hits[k, n] = np.sum(told, axis=0)[:, 0].argmax() == asked[n]
-        found[*site, NAMED] = Probed(hits=hits[0], shuffled=hits[1],
-                                     chance=float(np.mean(1 / np.array(counts))))
-    return found
+        hits = np.zeros((2, len(parts)))
+        for n, (part, called) in enumerate(zip(parts, words)):
+            hits[:, n] = _is_found(probes, site, x[part], called, asked[n])
+        scored[*site, NAMED] = Probed(hits=hits[0], shuffled=hits[1], chance=chance)
+    return scored
+
+
+def _is_found(probes, site, x, called, asked):
+    """Return whether the probes find the object of a scene that is `called` so, and whether their
+    controls do."""
+    total = np.zeros((2, len(x)))
+    for label, value in called.items():
+        probe = probes[*site, label]
+        # A value that no probe was taught names nothing.
+        if value not in probe.names:
+            return False, False
+        column, = np.flatnonzero(probe.names == value)
+        total += [share[:, column] for share in probe.log_shares(x)]
+    return total.argmax(axis=1) == asked

@@ -17,6 +17,7 @@ from downscale.evaluate.answers import prompt_of
 from downscale.probe import causal, linear
 from downscale.probe.causal import CausalPlan
 from downscale.probe.interchange import Matched, interchange, read
+from downscale.probe.linear import items_at
 from downscale.probe.pair_files import PicturePair
 from downscale.probe.passes import Looker
 from downscale.probe.readout import split
@@ -179,18 +180,19 @@ def _probed(seen, labels, field, clusters, seed):
     """Return {(site, depth, label): `Probed`} of all pictures: each is tested by probes that have
     seen no pair of its own."""
     fold = split(np.array(clusters), FOLDS, seed)
-    kinds = [(linear.own_sites(seen), labels), (linear.answer_sites(seen), {field: labels[field]})]
+    patches, answers = linear.own_sites(seen), linear.answer_sites(seen)
+    wanted = {field: labels[field]}
     folds = []
     for k in np.unique(fold):
-        tested = {}
-        for sites, of_items in kinds:
-            train, test = (({site: x[part] for site, x in sites.items()},
-                            {name: np.asarray(label)[part] for name, label in of_items.items()})
-                           for part in (fold != k, fold == k))
-            tested |= linear.score_all(linear.fit_all(*train, seed), *test)
-        folds.append(tested)
-    order = np.argsort(np.concatenate([np.flatnonzero(fold == k) for k in np.unique(fold)]))
+        # 1. Learn from all other folds, and 2. be asked about this one.
+        train, test = fold != k, fold == k
+        probes = (linear.fit_all(items_at(patches, train), items_at(labels, train), seed)
+                  | linear.fit_all(items_at(answers, train), items_at(wanted, train), seed))
+        folds.append(linear.score_all(probes, items_at(patches, test), items_at(labels, test))
+                     | linear.score_all(probes, items_at(answers, test), items_at(wanted, test)))
+    # Fold by fold stand the items that each has tested.
+    order = np.argsort(np.argsort(fold, kind='stable'))
     return {key: linear.Probed(
-        hits=np.concatenate([each[key].hits for each in folds])[order],
-        shuffled=np.concatenate([each[key].shuffled for each in folds])[order],
+        hits=np.concatenate([scored[key].hits for scored in folds])[order],
+        shuffled=np.concatenate([scored[key].shuffled for scored in folds])[order],
         chance=linear.most_frequent(labels[key[2]])) for key in folds[0]}

@@ -130,10 +130,12 @@ def test_sizes_with_seeds_have_an_interval_from_three_on():
 
 
 def test_a_probe_that_more_scenes_would_help_says_so():
-    told = causal._rising({'shape': (probed(.4), probed(.5)), 'color': (probed(.9), probed(.92))})
+    key, other = ('tower', np.nan, 'shape'), ('tower', np.nan, 'color')
+    told = causal._rising({key: probed(.4), other: probed(.9)},
+                          {key: probed(.5), other: probed(.92)})
     assert told == ('less is lost than told: probes still rise, of shape (0.40 from half of the '
                     'scenes, 0.50 from all)')
-    assert causal._rising({'shape': (probed(.5), probed(.54))}) == ''
+    assert causal._rising({key: probed(.5)}, {key: probed(.54)}) == ''
 
 
 # --- models -----------------------------------------------------------------------------------
