@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.accounting import stored_bytes, totals
-from downscale.config import Experiment
+from downscale.config import Experiment, load
 from downscale.experiment.factors import factors_of
 from downscale.experiment.shrunk import way_of
 from downscale.runtime.files import place, read_json, scratch, write_json
@@ -22,7 +22,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     """Make the data set, some pictures and `study.json`, also where they are there already.
 
     `claims` are those that the study file declares; ValueError where they differ from what was
-    written before an evaluation that is finished.
+    written before an evaluation that is finished. What an earlier command on the same study has
+    begun stays part of it: a study may be run in pieces, such as seed by seed.
     """
     from downscale.stages import inputs
     # Before anything is made: claims that changed are refused at once.
@@ -49,20 +50,47 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
+    data_hash = inputs.data_hash(cell)
+    earlier = begun_before(study, name, data_hash, experiments)
+    if earlier:
+        with progress_bars(quiet) as bars:
+            bars.note(f'{len(earlier)} cells of earlier commands stay part of this study: '
+                      f'{", ".join(cell.name for cell in earlier[:3])}'
+                      f'{", ..." if len(earlier) > 3 else ""}')
+    config_hash = hash_of([cell.hash for cell in experiments])  # of what this command asks for
+    experiments = [*earlier, *experiments]
     by_name = {cell.name: cell for cell in experiments}
     runs = [_run_row(cell, by_name) for cell in experiments if not cell.is_shared]
-    data = {'hash': inputs.data_hash(cell), 'baselines': baselines,
+    data = {'hash': data_hash, 'baselines': baselines,
             'image_px': cell.world.side, 'asked': len(items),
             'pictures': len({item.question.cluster_id for item in items})}
     # Last, for its presence says that the rest is there.
     write_json(place(study) / 'study.json', {
-        'name': name, 'seed': experiments[0].seed, 'runs': runs,
-        'config_hash': hash_of([cell.hash for cell in experiments]),
+        'name': name, 'seed': cell.seed, 'runs': runs,
+        'config_hash': config_hash,
         'stages': {cell.name: [] if cell.trained_as else names(cell)
                    for cell in experiments},
         'budgets': budgets_of(experiments),
         'factors': {**ways_of(runs), **factors_of(experiments)},
         'data': data, **claims})
+
+
+def begun_before(study: Path, name: str, data_hash: str,
+                 experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Return the cells of this study that have begun in its folder and are not in `experiments`.
+
+    Of another study, or of one that asked about other data, there are none.
+    """
+    before = read_json(place(study) / 'study.json') or {}
+    if (before.get('name'), before.get('data', {}).get('hash')) != (name, data_hash):
+        return []
+    named = {cell.name for cell in experiments}
+    earlier = []
+    for cell in before.get('stages', {}):
+        folders = sorted(place(study).glob(f'cells/{cell}/*/experiment.json'))
+        if cell not in named and folders:
+            earlier.append(load(folders[0].parent))
+    return earlier
 
 
 def check_room(study: Path, experiments: Iterable[Experiment]) -> None:

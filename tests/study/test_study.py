@@ -12,6 +12,7 @@ from compiling import xla_flags
 from roots import ROOT
 from waiting import LIMIT, wait_until
 
+from downscale.config import save
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.sweeps import axis, product
@@ -92,6 +93,38 @@ def test_a_stage_without_room_for_its_texts_is_refused_before_any_begins(tmp_pat
     # A stage that has begun is told by its own run; what stands behind it is looked at.
     (tmp_path / 'cells' / 'tower-s0' / 'tower').mkdir(parents=True)
     prepare(tmp_path, 'smoke', cells, True)
+
+
+def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsys):
+    """A study that is run seed by seed is one study: its report reads all that is there."""
+    def piece(seed, test=4):
+        config, sweep = file.load_study(f'{ROOT}/experiments/smoke.py:{seed}', [
+            'data.train=20', 'data.validation=2', f'data.test={test}', 'evaluation.scenes=2'])
+        with config.unlocked():
+            del config['platform']
+        return cells_of(config, sweep)
+
+    def stands():
+        value = json.loads((tmp_path / 'study.json').read_text())
+        assert set(value['stages']) >= {run['run_id'] for run in value['runs']}
+        return {run['run_id'] for run in value['runs']}
+    first = {cell.name: cell for cell in piece(0)}
+    prepare(tmp_path, 'smoke', list(first.values()), True)
+    save(first['w32d1-s0'], tmp_path / 'cells' / 'w32d1-s0' / 'text')  # the others never began
+    second = {cell.name for cell in piece(1) if not cell.is_shared}
+    capsys.readouterr()
+    prepare(tmp_path, 'smoke', piece(1), False)
+    assert stands() == second | {'w32d1-s0'}
+    assert '1 cells of earlier commands stay part of this study: w32d1-s0' in ' '.join(
+        capsys.readouterr().out.split())
+    # All at once, and again: nothing is there twice, and nothing is earlier.
+    prepare(tmp_path, 'smoke', [*first.values(), *piece(1)], True)
+    assert stands() == second | {name for name, cell in first.items() if not cell.is_shared}
+    # Of another study, or of other questions, nothing is taken over.
+    prepare(tmp_path, 'another', piece(1), True)
+    assert stands() == second
+    prepare(tmp_path, 'another', piece(0, test=5), True)
+    assert not stands() & second
 
 
 def start(folder, study_file):
