@@ -148,6 +148,7 @@ def find_all(probes: dict[tuple[str, float, str], Probe], sites: dict[Site, np.n
 def _is_found(probes, site, x, called, asked):
     """Return whether the probes find the object of a scene that is `called` so, and whether their
     controls do."""
+    # The probe, and its control.
     total = np.zeros((2, len(x)))
     for label, value in called.items():
         probe = probes[*site, label]

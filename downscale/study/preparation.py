@@ -57,7 +57,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
             bars.note(f'{len(earlier)} cells of earlier commands stay part of this study: '
                       f'{", ".join(cell.name for cell in earlier[:3])}'
                       f'{", ..." if len(earlier) > 3 else ""}')
-    config_hash = hash_of([cell.hash for cell in experiments])  # of what this command asks for
+    # Of what this command asks for: jobs of `launch` know by it whether theirs was prepared.
+    config_hash = hash_of([cell.hash for cell in experiments])
     experiments = [*earlier, *experiments]
     by_name = {cell.name: cell for cell in experiments}
     runs = [_run_row(cell, by_name) for cell in experiments if not cell.is_shared]
@@ -87,6 +88,7 @@ def begun_before(study: Path, name: str, data_hash: str,
     named = {cell.name for cell in experiments}
     earlier = []
     for cell in before.get('stages', {}):
+        # A cell that never began has no file, and nothing to show.
         folders = sorted(place(study).glob(f'cells/{cell}/*/experiment.json'))
         if cell not in named and folders:
             earlier.append(load(folders[0].parent))
