@@ -111,7 +111,7 @@ def test_no_thing_is_covered_by_more_than_the_declared_share():
     world = Clutter(strokes=0)
     for i in range(10):
         scene = sample(world, 'train', i)
-        computed = hidden(scene.objects)
+        computed = hidden(scene.objects, scene.objects)
         assert max(computed) <= WORLD.occlusion
         for (gone, inked), told in zip(shares(world, scene), computed, strict=True):
             # The computed share is the larger of two, and counts edges that are covered in part. A
@@ -127,7 +127,7 @@ def test_without_occlusion_nothing_is_covered():
     world = Clutter(occlusion=0.0, max_objects=8)
     for i in range(20):
         assert max(hidden(sample(world, 'train', i).objects)) == 0
-    assert any(max(hidden(scene.objects)) > 0.1 for scene in SCENES)
+    assert any(max(hidden(scene.objects, scene.objects)) > 0.1 for scene in SCENES)
 
 
 def test_a_box_can_be_inferred_from_place_and_size():
@@ -197,7 +197,7 @@ def test_a_pair_differs_in_one_field_of_one_thing_and_nothing_else(field):
         name = name_of(first.objects, before, without=field)
         assert name == name_of(second.objects, after, without=field)
         assert (name is None) == (field == 'shape')  # known by its place then
-        assert max(hidden(second.objects)) <= WORLD.occlusion
+        assert max(hidden(second.objects, second.objects)) <= WORLD.occlusion
         differs = np.abs(pixels(WORLD, first) - pixels(WORLD, second)).sum(-1) > 0
         for obj in (before, after):
             differs[obj.box[1]:obj.box[3], obj.box[0]:obj.box[2]] = False
