@@ -126,7 +126,8 @@ def test_no_thing_is_covered_by_more_than_the_declared_share():
 def test_without_occlusion_nothing_is_covered():
     world = Clutter(occlusion=0.0, max_objects=8)
     for i in range(20):
-        assert max(hidden(sample(world, 'train', i).objects)) == 0
+        objects = sample(world, 'train', i).objects
+        assert max(hidden(objects, objects)) == 0
     assert any(max(hidden(scene.objects, scene.objects)) > 0.1 for scene in SCENES)
 
 
