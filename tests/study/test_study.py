@@ -106,8 +106,9 @@ def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsy
 
     def stands():
         value = json.loads((tmp_path / 'study.json').read_text())
-        assert set(value['stages']) >= {run['run_id'] for run in value['runs']}
-        return {run['run_id'] for run in value['runs']}
+        runs = [run['run_id'] for run in value['runs']]
+        assert len(runs) == len(set(runs)) and set(value['stages']) >= set(runs)
+        return set(runs)
     first = {cell.name: cell for cell in piece(0)}
     prepare(tmp_path, 'smoke', list(first.values()), True)
     save(first['w32d1-s0'], tmp_path / 'cells' / 'w32d1-s0' / 'text')  # the others never began
@@ -123,6 +124,8 @@ def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsy
     # Of another study, or of other questions, nothing is taken over.
     prepare(tmp_path, 'another', piece(1), True)
     assert stands() == second
+    save(next(cell for cell in piece(1) if cell.name == 'w32d1-s1'),
+         tmp_path / 'cells' / 'w32d1-s1' / 'text')
     prepare(tmp_path, 'another', piece(0, test=5), True)
     assert not stands() & second
 
