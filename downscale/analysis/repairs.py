@@ -76,7 +76,8 @@ def _method(s, run, stage):
     if trained is None:
         return ''
     if stage != WRITER[PERCEIVED]:
-        return TAUGHT if trained.stage.get('teacher') else ''
+        # At distil = 0 a teacher is heard and not followed.
+        return TAUGHT if trained.stage.get('teacher') and trained.stage.get('distil', 1) else ''
     policy = trained.stage.get('policy', {})
     # A control is no method of its own, and no claim about the method may take it for that.
     return f'scrambled {policy["method"]}' if policy.get('scrambled') else policy.get('method', '')

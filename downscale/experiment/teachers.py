@@ -111,7 +111,7 @@ def in_order(cells: Sequence[Experiment]) -> list[Experiment]:
     ValueError where they wait for one another: a job trains a whole cell.
     """
     by_name = {cell.name: cell for cell in cells}
-    needs = {name: [other for other in _needs(cell) if other in by_name and other != name]
+    needs = {name: [other for other in needs_of(cell) if other in by_name and other != name]
              for name, cell in by_name.items()}
     # Stages could take turns where a study runs them one by one; jobs of whole cells could not.
     try:
@@ -133,7 +133,7 @@ def in_order(cells: Sequence[Experiment]) -> list[Experiment]:
     return list(placed.values())
 
 
-def _needs(cell):
+def needs_of(cell):
     """Yield the names of the cells that a cell starts or learns from."""
     for stage in cell.stages if not cell.trained_as else ():
         references = [reference_of(cell, parent) for parent in stage.parents.values()]

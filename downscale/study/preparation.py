@@ -1,6 +1,7 @@
 """What stands in a study's folder before its first task: data, pictures and `study.json`."""
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from downscale.accounting import stored_bytes, totals
 from downscale.config import Experiment, load
 from downscale.experiment.factors import factors_of
 from downscale.experiment.shrunk import way_of
+from downscale.experiment.teachers import needs_of
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
 from downscale.stages.folders import folder_of
@@ -23,11 +25,13 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
 
     `claims` are those that the study file declares; ValueError where they differ from what was
     written before an evaluation that is finished. What an earlier command on the same study has
-    begun stays part of it: a study may be run in pieces, such as seed by seed.
+    begun stays part of it (see `begun_before`): one may be run in pieces, such as seed by seed.
     """
     from downscale.stages import inputs
-    # Before anything is made: claims that changed are refused at once.
+    # Before anything is made: claims and settings that changed are refused at once.
     claims = registered(study, claims)
+    data_hash = inputs.data_hash(experiments[0])
+    earlier = begun_before(study, name, data_hash, experiments)
     from downscale.evaluate import guessers
     from downscale.evaluate.run import save_pictures, test_items
     cell = experiments[0]
@@ -50,8 +54,6 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
-    data_hash = inputs.data_hash(cell)
-    earlier = begun_before(study, name, data_hash, experiments)
     if earlier:
         with progress_bars(quiet) as bars:
             bars.note(f'{len(earlier)} cells of earlier commands stay part of this study: '
@@ -80,19 +82,40 @@ def begun_before(study: Path, name: str, data_hash: str,
                  experiments: Sequence[Experiment]) -> list[Experiment]:
     """Return the cells of this study that have begun in its folder and are not in `experiments`.
 
-    Of another study, or of one that asked about other data, there are none.
+    Of another study, or of one that asked about other data, there are none. ValueError for one that
+    would stand beside another seed of other settings, or that lacks the cell that it goes on from.
     """
     before = read_json(place(study) / 'study.json') or {}
     if (before.get('name'), before.get('data', {}).get('hash')) != (name, data_hash):
         return []
     named = {cell.name for cell in experiments}
-    earlier = []
+    earlier = {}
     for cell in before.get('stages', {}):
         # A cell that never began has no file, and nothing to show.
         folders = sorted(place(study).glob(f'cells/{cell}/*/experiment.json'))
         if cell not in named and folders:
-            earlier.append(load(folders[0].parent))
-    return earlier
+            earlier[cell] = load(folders[0].parent)
+    asked = {_of_any_seed(cell, cell.name): cell for cell in experiments}
+    for cell in earlier.values():
+        now = asked.get(_of_any_seed(cell, cell.name), cell)
+        if _settings(cell) != _settings(now):
+            raise ValueError(f'{cell.name} in {study} was begun under other settings than '
+                             f'{now.name} has now; put them back, or give another folder')
+        for gone in sorted({*needs_of(cell)} - {*named, *earlier}):
+            raise ValueError(f'{cell.name} in {study} goes on from {gone}, whose folder is gone; '
+                             f'delete that of {cell.name} too')
+    return list(earlier.values())
+
+
+def _of_any_seed(cell, text):
+    """Return a text about a cell without its seed."""
+    return text.replace(f'-s{cell.seed}', '-s')
+
+
+def _settings(cell):
+    """Return what the seeds of a cell have in common."""
+    # By sorted keys: a cell that was read has its parents in another order than one just declared.
+    return _of_any_seed(cell, json.dumps(asdict(replace(cell, name='', seed=0)), sort_keys=True))
 
 
 def check_room(study: Path, experiments: Iterable[Experiment]) -> None:

@@ -95,15 +95,23 @@ def test_a_stage_without_room_for_its_texts_is_refused_before_any_begins(tmp_pat
     prepare(tmp_path, 'smoke', cells, True)
 
 
+def piece(seed, test=4, steps=2):
+    config, sweep = file.load_study(f'{ROOT}/experiments/smoke.py:{seed}', [
+        'data.train=20', 'data.validation=2', f'data.test={test}', 'evaluation.scenes=2',
+        f'stages.text.steps={steps}'])
+    with config.unlocked():
+        del config['platform']
+    return cells_of(config, sweep)
+
+
+def begin(study, cells, *names):
+    for cell in cells:
+        if cell.name in names:
+            save(cell, study / 'cells' / cell.name / cell.stages[0].name)
+
+
 def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsys):
     """A study that is run seed by seed is one study: its report reads all that is there."""
-    def piece(seed, test=4):
-        config, sweep = file.load_study(f'{ROOT}/experiments/smoke.py:{seed}', [
-            'data.train=20', 'data.validation=2', f'data.test={test}', 'evaluation.scenes=2'])
-        with config.unlocked():
-            del config['platform']
-        return cells_of(config, sweep)
-
     def stands():
         value = json.loads((tmp_path / 'study.json').read_text())
         runs = [run['run_id'] for run in value['runs']]
@@ -111,12 +119,12 @@ def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsy
         return set(runs)
     first = {cell.name: cell for cell in piece(0)}
     prepare(tmp_path, 'smoke', list(first.values()), True)
-    save(first['w32d1-s0'], tmp_path / 'cells' / 'w32d1-s0' / 'text')  # the others never began
+    begin(tmp_path, first.values(), 'tower-s0', 'w32d1-s0')  # the others never began
     second = {cell.name for cell in piece(1) if not cell.is_shared}
     capsys.readouterr()
     prepare(tmp_path, 'smoke', piece(1), False)
     assert stands() == second | {'w32d1-s0'}
-    assert '1 cells of earlier commands stay part of this study: w32d1-s0' in ' '.join(
+    assert '2 cells of earlier commands stay part of this study: tower-s0, w32d1-s0' in ' '.join(
         capsys.readouterr().out.split())
     # All at once, and again: nothing is there twice, and nothing is earlier.
     prepare(tmp_path, 'smoke', [*first.values(), *piece(1)], True)
@@ -124,10 +132,28 @@ def test_what_an_earlier_piece_has_begun_stays_part_of_the_study(tmp_path, capsy
     # Of another study, or of other questions, nothing is taken over.
     prepare(tmp_path, 'another', piece(1), True)
     assert stands() == second
-    save(next(cell for cell in piece(1) if cell.name == 'w32d1-s1'),
-         tmp_path / 'cells' / 'w32d1-s1' / 'text')
+    begin(tmp_path, piece(1), 'tower-s1', 'w32d1-s1')
     prepare(tmp_path, 'another', piece(0, test=5), True)
     assert not stands() & second
+
+
+def test_a_piece_of_other_settings_is_refused(tmp_path):
+    """Seeds of a study that differ in more than the seed would be averaged into one number."""
+    prepare(tmp_path, 'smoke', piece(0), True)
+    begin(tmp_path, piece(0), 'tower-s0', 'w32d1-s0')
+    with pytest.raises(ValueError, match='^w32d1-s0 in .* was begun under other settings than '
+                                         'w32d1-s1 has now; put them back'):
+        prepare(tmp_path, 'smoke', piece(1, steps=3), True)
+    # Nothing was written for it, and the piece as it was declared still fits.
+    prepare(tmp_path, 'smoke', piece(1), True)
+
+
+def test_a_cell_of_an_earlier_piece_needs_those_that_it_goes_on_from(tmp_path):
+    prepare(tmp_path, 'smoke', piece(0), True)
+    begin(tmp_path, piece(0), 'w32d1-s0')
+    with pytest.raises(ValueError, match='^w32d1-s0 in .* goes on from tower-s0, whose folder is '
+                                         'gone; delete that of w32d1-s0 too'):
+        prepare(tmp_path, 'smoke', piece(1), True)
 
 
 def start(folder, study_file):
