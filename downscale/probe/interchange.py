@@ -287,8 +287,7 @@ def matched(pair: Any, cell: Any, stage: str = '') -> Matched:
     right one stands in the place of the answer.
     """
     stage = stage or cell.joint_stage
-    layout = cell.layout(stage)
-    own_J = touched([pair.asked.box], (cell.world.side,) * 2, layout.vision, layout.pictures)
+    own_J = _patches(pair.asked, cell, stage)
     base, source = pair.base, pair.source
     # What a writer says of the field stands amid its text: the place is found by `_deciding`.
     if kind := STAGES[stage].writes:
@@ -300,9 +299,13 @@ def matched(pair: Any, cell: Any, stage: str = '') -> Matched:
 def things(pair: Any, cell: Any, stage: str = '') -> np.ndarray:
     """Return the patches [objects, J] of all objects of a `ScenePair`'s first scene; see `matched`.
     """
+    return np.stack([_patches(thing, cell, stage) for thing in pair.objects])
+
+
+def _patches(thing, cell, stage):
+    """Return the patches [J] that an object of a scene touches in what a stage of a cell sees."""
     layout = cell.layout(stage or cell.joint_stage)
-    return np.stack([touched([obj.box], (cell.world.side,) * 2, layout.vision, layout.pictures)
-                     for obj in pair.objects])
+    return touched([thing.box], (cell.world.side,) * 2, layout.vision, layout.pictures)
 
 
 def _to_write(example, wording, kind):
