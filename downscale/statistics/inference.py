@@ -96,7 +96,8 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
 
     The interval of the drawn ratios, or Fieller's where the denominator is within `NEAR` standard
     errors of zero. There the bounds are infinite when the denominator itself cannot be told from
-    zero: the ratio may then be anything, as with one of several planned seeds.
+    zero: the ratio may then be anything, as with one of several planned seeds. NaN where it is
+    clearly below zero: of less than nothing there is no share.
     """
     above, above_draws = top
     below, below_draws = bottom
@@ -110,6 +111,9 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
     if over.wanted and not over.shown:
         return replace(open_ended, method=f'unbounded: {over.count} of {over.planned} seeds')
     ((v11, v12), (_, v22)), degrees = _pair_covariance(pairs_N2, clusters, over)
+    reach = stdtrit(degrees, (1 + level) / 2) ** 2
+    if below < 0 and below ** 2 > reach * v22:
+        return bootstrap.without_ends(np.nan, n, clusters, 'none (nothing to have a share of)')
     # 1. The denominator is far from zero: as any number.
     if abs(below) > NEAR * np.sqrt(v22):
         with np.errstate(divide='ignore', invalid='ignore'):
@@ -117,7 +121,6 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
         return bootstrap.interval(value, ratios, n, clusters, level, over=over)
     # 2. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
     # of a quadratic; where it does not open upward, or has no roots, they are not bounded.
-    reach = stdtrit(degrees, (1 + level) / 2) ** 2
     # Those with r^2 room - 2 r middle + (above^2 - reach v11) <= 0.
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12

@@ -74,6 +74,16 @@ def test_a_ratio_over_what_may_be_zero_is_unbounded_and_says_so():
     assert np.isnan(inference.ratio_interval((.5, draws[0]), (0., draws[1]), 90, 90).value)
 
 
+def test_of_less_than_nothing_there_is_no_share():
+    """As of a family in which the largest size is clearly below a guess."""
+    draws = np.random.default_rng(3).normal(size=(2, 500))
+    top = .2, .2 + .03 * draws[0]
+    found = inference.ratio_interval(top, (-.3, -.3 + .03 * draws[1]), 90, 90)
+    assert np.isnan([found.value, found.low, found.high]).all() and 'nothing' in found.method
+    # Perhaps below is perhaps above.
+    assert inference.ratio_interval(top, (-.03, -.03 + .03 * draws[1]), 90, 90).high == np.inf
+
+
 def test_p_values_of_no_effect_are_even_although_pictures_are_shared():
     rng, small = np.random.default_rng(4), 0
     for trial in range(300):
