@@ -39,8 +39,8 @@ Command:   downscale study experiments/micro2.py:0 --out runs/micro2    (its see
            downscale study experiments/micro2.py:small          (one cell of the middle)
            downscale study experiments/micro2.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
-Time:      88 to 111 minutes of two cores a seed; each command continues where it was stopped
-Expect:    of seeds 0 and 1 see docs/results/micro_study_2; claims are read when all are there
+Time:      35 to 111 minutes of two cores a seed; each command continues where it was stopped
+Expect:    no claim is decided by three seeds; what stands in each: docs/results/micro_study_2
 """
 from ml_collections import ConfigDict
 
