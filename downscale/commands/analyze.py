@@ -27,6 +27,7 @@ ANALYZE_EXAMPLES = {
     'compare': 'downscale analyze compare runs/smoke --sizes w32d1 w64d4 --json',
     'probe': 'downscale analyze probe runs/smoke --pictures 256',
     'losses': 'downscale analyze losses runs/smoke --out runs/smoke/analysis',
+    'captions': 'downscale analyze captions runs/smoke',
     'ledger': 'downscale analyze ledger models/vlm --data pairs.jsonl --out ledger',
     'validate': 'downscale analyze validate runs/smoke',
     'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
@@ -44,6 +45,7 @@ HELP = {
     'compare': 'Sizes on the same items: paired differences, adjusted p values, power.',
     'probe': 'What every run holds of its pictures, layer by layer, and what hiding them costs.',
     'losses': 'What small sizes lose against the largest, as far as probes of means read it.',
+    'captions': 'What captions tell of their scenes, field by field; no reader between.',
     'ledger': 'Where runs lose what they are asked to see: by swaps between matched pictures.',
     'validate': 'Schemas, pairing, failed runs and endings of a study; exit code 2 on errors.',
     'pareto': 'Accuracy against cost: the frontier, and the probability of being on it.',
@@ -62,7 +64,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
             analyze_fit.add_fit_arguments(verb)
         elif name == 'isoflop':
             analyze_fit.add_isoflop_arguments(verb)
-        elif name in ('probe', 'losses'):
+        elif name in ('probe', 'losses', 'captions'):
             add_probe_arguments(verb, name)
         elif name == 'ledger':
             analyze_ledger.add_arguments(verb)
@@ -114,8 +116,8 @@ def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
 def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     """Add to `sub` what `analyze_probes` reads for this verb."""
     sub.set_defaults(verb=verb)
-    # Probes are written into the study, beside what they were made of.
-    local = verb == 'probe'
+    # Probes are written into the study, beside what they were made of; scenes are read from it.
+    local = verb != 'losses'
     sub.add_argument('study', type=local_path if local else any_path,
                      help='folder of a study' if local else STUDY)
     sub.add_argument('--out', type=new_folder, help='folder of JSON, CSV and figure (default: '
@@ -124,7 +126,7 @@ def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     _add_resamples(sub)
     if verb == 'losses':
         sub.add_argument('--macro', action='store_true', help='print means over families only')
-    else:
+    if verb == 'probe':
         sub.add_argument('--pictures', type=int, default=256, metavar='N',
                          help='fresh scenes that probes are trained on (default 256)')
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
@@ -176,7 +178,7 @@ def run(args: argparse.Namespace) -> int | None:
         prepare_for_models()
     # Numbers take minutes and come before the first figure: a library that is missing must not be
     # found out only then.
-    if args.verb in ('probe', 'losses', 'ledger') or args.verb in DRAWN and args.out:
+    if args.verb in ('probe', 'losses', 'captions', 'ledger') or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
         plotting()
     if args.verb == 'fit':
@@ -188,6 +190,9 @@ def run(args: argparse.Namespace) -> int | None:
     elif args.verb == 'losses':
         from downscale.commands import analyze_probes
         analyze_probes.show_losses(args)
+    elif args.verb == 'captions':
+        from downscale.commands import analyze_probes
+        analyze_probes.show_captions(args)
     elif args.verb == 'ledger':
         analyze_ledger.run(args)
     elif args.verb == 'report':

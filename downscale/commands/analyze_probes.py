@@ -1,4 +1,4 @@
-"""What `downscale analyze probe` and `losses` print and leave in --out, once all is probed."""
+"""What `downscale analyze probe`, `losses` and `captions` print and leave in --out."""
 import argparse
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from downscale.analysis.ledger import ledger, ledger_rows
 from downscale.analysis.measures import Missing, Row
 from downscale.commands.analyze_measures import as_csv, as_json, check_resamples, lines
 from downscale.report.figures import Drawing
-from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure
+from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure, told_map
 from downscale.results.probes import MACRO, read
 from downscale.results.study import load_study
 from downscale.runtime.copies import results_beside
@@ -52,6 +52,19 @@ def show_losses(args: argparse.Namespace) -> None:
     # Terms of single families are many, and wide; the files hold them all either way.
     shown = [row for row in rows if row.family == MACRO or not args.macro]
     leave(args, 'losses', rows, shown, notes, ledger_bars, losses)
+
+
+def show_captions(args: argparse.Namespace) -> None:
+    """Print what the captions of a study tell of its scenes, and leave it in --out."""
+    from downscale.evaluate.captions import OTHER, caption_rows
+    check_resamples(args.bootstraps)
+    rows, notes = caption_rows(args.study, args.bootstraps, args.seed)
+    notes = [*notes, 'told: share of the objects of a scene, and of those made up, whose field '
+             'stands in the caption']
+    # Runs are many: the files and the figure have them all.
+    means = [row for row in rows if row.seeds > 1]
+    shown = [*means, *(row for row in rows if row.table == OTHER)] if means else rows
+    leave(args, 'captions', rows, shown, notes, told_map, rows)
 
 
 def _site(row):

@@ -150,6 +150,13 @@ def _check_parents(cells):
                              if place.startswith(f'{cell.name}/')]
                     raise ValueError(f'{cell.name}, stage {stage.name}, parents: '
                                      f'{unknown("stage", reference, known)}')
+                other, _, start = name.partition('/')
+                # Of two that are both meant, perhaps, neither is taken in silence.
+                if reference.startswith('{size}/') and other != cell.name and start != stage.name \
+                        and start in (trained.name for trained in cell.stages):
+                    raise ValueError(f'{cell.name}, stage {stage.name}, parents: {reference} is '
+                                     f'that of {other}, and this cell trains its own; write '
+                                     f'{start!r} or {"/" + name!r}')
             before.add(f'{cell.name}/{stage.name}')
     _check_reasoners(cells, before)
 

@@ -131,6 +131,29 @@ def ledger_lines(found: Any) -> Drawing:
     return figure, rows
 
 
+def told_map(found: Any) -> Drawing:
+    """Return what captions tell, one line a writer and one column a field, the share written out.
+
+    `found` are rows of `captions.caption_rows`; means over seeds come first.
+    """
+    import numpy as np
+    writers = list(dict.fromkeys(row.table for row in found))
+    fields = list(dict.fromkeys(row.family for row in found))
+    value = {(row.table, row.family): row.value for row in found}
+    shares = np.array([[value[writer, field] for field in fields] for writer in writers])
+    figure, (axis,) = _axes(1, 2.4 + .72 * len(fields), .8 + .24 * len(writers))
+    axis.imshow(shares, vmin=0, vmax=1, cmap='Blues', aspect='auto')
+    for (line, column), share in np.ndenumerate(shares):
+        axis.text(column, line, f'{share:.2f}', ha='center', va='center', fontsize=7.5,
+                  color='white' if share > .6 else INK)
+    axis.set_xticks(range(len(fields)), fields, fontsize=8)
+    axis.set_yticks(range(len(writers)), writers, fontsize=8)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    figure.tight_layout()
+    return figure, [{'writer': row.table, 'field': row.family, 'told': row.value, 'low': row.low,
+                     'high': row.high} for row in found]
+
+
 def _by_depth(found, run, site):
     """Return {depth: mean share over fields} of a site; {} where no swap moves anything."""
     values = {}

@@ -178,6 +178,27 @@ def test_a_sweep_of_another_form_is_refused_in_one_short_line(sweep, message):
     assert '\n' not in str(error.value) and len(str(error.value)) <= 300
 
 
+def test_a_parent_of_the_size_is_not_taken_for_one_that_the_cell_trains_itself():
+    """A repair by two stages, whose second would not have gone on from the first."""
+    plain = {'size': 'w32d2', 'seed': 0}
+    groups = ('language', 'tower', 'connector')
+    both = {**plain, 'stages': ('instruct', 'extract'), 'stages.instruct.steps': 3,
+            'stages.instruct.parents': dict.fromkeys(groups, '{size}/align')}
+    size_of = dict.fromkeys(groups, '{size}/instruct')
+    with pytest.raises(ValueError, match="stage extract, parents: {size}/instruct is that of "
+                                         "w32d2-s0, and this cell trains its own; write 'instruct' "
+                                         "or '/w32d2-s0/instruct'"):
+        smoke_cells([plain, both | {'stages.extract.parents': size_of}])
+    for name in ('instruct', '/w32d2-s0/instruct'):
+        cell = smoke_cells([plain, both | {'stages.extract.parents': dict.fromkeys(
+            groups, name)}])[-1]
+        assert [stage.name for stage in cell.stages] == ['instruct', 'extract']
+    # What goes on in its own stage means that of the plain cell, as does one that trains no other.
+    smoke_cells([plain, both | {'stages.instruct.parents': size_of, 'stages': ('instruct',)}])
+    smoke_cells([plain, {**plain, 'stages': ('extract',), 'stages.extract.steps': 3,
+                         'stages.extract.parents': size_of}])
+
+
 def test_a_stage_that_starts_from_none_of_its_cell_is_refused_at_once():
     """It would wait for ever."""
     for parents, message in (({'language': 'txt'}, "unknown stage 'txt'; did you mean 'text'"),
