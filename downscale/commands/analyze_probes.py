@@ -56,7 +56,7 @@ def show_losses(args: argparse.Namespace) -> None:
 
 def show_captions(args: argparse.Namespace) -> None:
     """Print what the captions of a study tell of its scenes, and leave it in --out."""
-    from downscale.evaluate.captions import OTHER, caption_rows
+    from downscale.probe.captions import OTHER, caption_rows
     check_resamples(args.bootstraps)
     rows, notes = caption_rows(args.study, args.bootstraps, args.seed)
     notes = [*notes, 'told: share of the objects of a scene, and of those made up, whose field '

@@ -139,8 +139,8 @@ def told_map(found: Any) -> Drawing:
     import numpy as np
     writers = list(dict.fromkeys(row.table for row in found))
     fields = list(dict.fromkeys(row.family for row in found))
-    value = {(row.table, row.family): row.value for row in found}
-    shares = np.array([[value[writer, field] for field in fields] for writer in writers])
+    # Rows come writer by writer, each with all fields.
+    shares = np.array([row.value for row in found]).reshape(len(writers), len(fields))
     figure, (axis,) = _axes(1, 2.4 + .72 * len(fields), .8 + .24 * len(writers))
     axis.imshow(shares, vmin=0, vmax=1, cmap='Blues', aspect='auto')
     for (line, column), share in np.ndenumerate(shares):

@@ -72,7 +72,7 @@ def sweep(arg=''):
 '''
 SMOKE = STUDY.replace('NAME', 'smoke').replace('SEEDS', '[0]').replace(
     'STAGES', 'tower=tower, text=text, align=see, instruct=see, caption=see, extract=see, '
-    'reason=text')
+    'reason=text').replace("texts=['extraction']", "texts=['caption', 'extraction']")
 TOGETHER = STUDY.replace('NAME', 'together').replace('SEEDS', '[0, 1]').replace(
     'STAGES', 'text=text')
 IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'

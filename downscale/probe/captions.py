@@ -88,6 +88,9 @@ def _scenes(folder: PathLike, study: Study) -> tuple[dict[str, str], dict[str, s
         raise ValueError(f'{folder}: its pictures are those of benchmarks, whose content is not '
                          'known; captions are held against scenes of a made-up world')
     items = [item for item in test_items(folder, experiment) if len(item.example.images) == 1]
+    if not items:
+        raise ValueError(f'{folder}: it asks about several pictures at once only; captions of one '
+                         'are held against its scene')
     return ({item.question.item_id: item.example.scene_id for item in items},
             {item.example.scene_id: item.example.caption for item in items})
 
@@ -106,8 +109,8 @@ def _writers(study: Study, scene_of: dict[str, str]) -> tuple[dict[str, list[str
     # Seeds of a setting side by side.
     runs = sorted(study.meta['runs'], key=lambda run: (
         run['n_total'], run['size'], run.get('changes', ''), run['seed']))
-    return {run['run_id']: [written[run['run_id']][scene] for scene in scenes] for run in runs
-            if len(written.get(run['run_id'], ())) == len(scenes)}, notes
+    whole = (run['run_id'] for run in runs if len(written.get(run['run_id'], ())) == len(scenes))
+    return {run: list(map(written[run].get, scenes)) for run in whole}, notes
 
 
 def _settings(study: Study, writers: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -125,8 +128,7 @@ def _means(texts_RS: Sequence[Sequence[str]], truth_S: Sequence[str],
            resamples: bootstrap.Resamples) -> bootstrap.Means:
     """Return what each writer's captions tell, by field and in the mean of all."""
     fields = fields_of(truth_S[0])
-    told_RSF = np.array([[told(text, truth) for text, truth in zip(texts, truth_S, strict=True)]
-                         for texts in texts_RS])
+    told_RSF = np.array([list(map(told, texts, truth_S)) for texts in texts_RS])
     # Groups are sorted by name, and fields have an order.
     groups = [f'{k} {field}' for k, field in enumerate(fields)]
     means = bootstrap.group_means(told_RSF.reshape(len(told_RSF), -1),
