@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -173,6 +173,7 @@ ODD = st.one_of(
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=3))
+@example([(('imports',), 10 ** 400)])
 @settings(max_examples=400, deadline=None)
 def test_any_config_becomes_cells_or_one_line(changes):
     value = copy.deepcopy(_settings())

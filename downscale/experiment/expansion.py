@@ -192,7 +192,7 @@ def _cell(value, name, point, stages):
     for where in (value, point):
         if not isinstance(where.get('imports', {}), Mapping):
             raise ValueError(f'{name}.imports must be groups and where they come from, not '
-                             f'{where["imports"]!r}')
+                             f'{shown(where["imports"])}')
     imports = {**value.get('imports', {}), **point.get('imports', {})}
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from downscale.runtime.files import PathLike
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.outputs import require_folder
+from downscale.values import shown, unknown
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,7 +56,7 @@ def _checked(path, config, points):
             raise ValueError(f'{path}: {key} must be of type {kind.__name__}')
     for name, stage in config.stages.items():
         if not isinstance(stage, ConfigDict):
-            raise ValueError(f'{path}: stages.{name} must be a ConfigDict, not {stage!r}')
+            raise ValueError(f'{path}: stages.{name} must be a ConfigDict, not {shown(stage)}')
     if not isinstance(points, (list, tuple)) or not all(isinstance(p, dict) for p in points):
         raise ValueError(f'{path}: sweep() must return a list of points (dicts)')
     return config
@@ -72,7 +73,7 @@ def twin_of(config_file: PathLike) -> str | None:
     with _explained(path):
         twin = module.twin(arg)
     if not isinstance(twin, str):
-        raise ValueError(f'{path}: twin() must return text, not {twin!r}')
+        raise ValueError(f'{path}: twin() must return text, not {shown(twin)}')
     return twin
 
 
@@ -185,7 +186,6 @@ def on_cpu() -> bool:
 
 def find_cell(experiments: Iterable['Experiment'], name: str) -> 'Experiment':
     """Return the experiment called `name`; ValueError with the nearest."""
-    from downscale.values import unknown
     for cell in experiments:
         if cell.name == name:
             return cell
