@@ -23,7 +23,7 @@ Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repa
            downscale study experiments/micro2_repair.py:dry          (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
 Time:      26 to 42 minutes of two cores a seed
-Expect:    no verdict, since the gate fails; more examples are worth 0.04 more than GRPO:
+Expect:    no verdict, since the gate fails; of w64d4 more examples are worth 0.05 more than GRPO:
            docs/results/repair_2
 """
 from ml_collections import ConfigDict
