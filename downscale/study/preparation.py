@@ -30,8 +30,7 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     from downscale.stages import inputs
     # Before anything is made: claims and settings that changed are refused at once.
     claims = registered(study, claims)
-    data_hash = inputs.data_hash(experiments[0])
-    earlier = begun_before(study, name, data_hash, experiments)
+    earlier = begun_before(study, name, experiments)
     from downscale.evaluate import guessers
     from downscale.evaluate.run import save_pictures, test_items
     cell = experiments[0]
@@ -64,7 +63,7 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     experiments = [*earlier, *experiments]
     by_name = {cell.name: cell for cell in experiments}
     runs = [_run_row(cell, by_name) for cell in experiments if not cell.is_shared]
-    data = {'hash': data_hash, 'baselines': baselines,
+    data = {'hash': inputs.data_hash(cell), 'baselines': baselines,
             'image_px': cell.world.side, 'asked': len(items),
             'pictures': len({item.question.cluster_id for item in items})}
     # Last, for its presence says that the rest is there.
@@ -78,15 +77,17 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         'data': data, **claims})
 
 
-def begun_before(study: Path, name: str, data_hash: str,
-                 experiments: Sequence[Experiment]) -> list[Experiment]:
+def begun_before(study: Path, name: str, experiments: Sequence[Experiment]) -> list[Experiment]:
     """Return the cells of this study that have begun in its folder and are not in `experiments`.
 
     Of another study, or of one that asked about other data, there are none. ValueError for one that
     would stand beside another seed of other settings, or that lacks the cell that it goes on from.
     """
+    from downscale.stages.inputs import data_hash
     before = read_json(place(study) / 'study.json') or {}
-    if (before.get('name'), before.get('data', {}).get('hash')) != (name, data_hash):
+    # Files of questions are opened for the hash: where none is needed, others say what they lack.
+    if before.get('name') != name or before.get('data', {}).get(
+            'hash') != data_hash(experiments[0]):
         return []
     named = {cell.name for cell in experiments}
     earlier = {}
