@@ -109,8 +109,11 @@ def _writers(study: Study, scene_of: dict[str, str]) -> tuple[dict[str, list[str
     # Seeds of a setting side by side.
     runs = sorted(study.meta['runs'], key=lambda run: (
         run['n_total'], run['size'], run.get('changes', ''), run['seed']))
-    whole = (run['run_id'] for run in runs if len(written.get(run['run_id'], ())) == len(scenes))
-    return {run: list(map(written[run].get, scenes)) for run in whole}, notes
+    writers = {}
+    for name in (run['run_id'] for run in runs):
+        if len(written.get(name, ())) == len(scenes):
+            writers[name] = [written[name][scene] for scene in scenes]
+    return writers, notes
 
 
 def _settings(study: Study, writers: dict[str, list[str]]) -> dict[str, list[str]]:
