@@ -271,6 +271,13 @@ def test_an_extraction_that_a_larger_model_taught_is_no_rival(planted, tmp_path)
     found = claims.CONTRASTS['grpo_minus_extraction'](s, 'think')
     # What the taught one costs is nearer, but it stands in no claim.
     assert 'against extraction,' in found.where and 'steps8000' not in found.where
+    # A teacher that is not followed is none.
+    for path in folder.glob('cells/*-steps8000/extract/experiment.json'):
+        value = read_json(path)
+        value['stages'][0]['distil'] = 0.
+        write_json(path, value)
+    found = claims.CONTRASTS['grpo_minus_extraction'](scored(folder), 'think')
+    assert 'steps8000' in found.where
 
 
 def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
