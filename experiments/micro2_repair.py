@@ -18,6 +18,17 @@ each repair in the ledger (`analyze ledger --stage extract`, `--stage perceive`)
 claim. The pairs were declared anew when seed 0 had been evaluated: their second half had gone on
 from the extraction of the plain cell, not from their own first half. Nothing else was changed.
 
+A second part was declared on 30 November, before any of its cells was trained, without claims:
+
+- What do repairs cost elsewhere? `analyze forgetting` asks every writer what it could answer and
+  caption before. An extraction of 1,300 steps, a fifth of them replaying `instruct`, tells whether
+  what is lost can be kept, and what keeping it takes from the texts.
+- What repairs the reasoner, of whom `chain1` and captions ask too much? From the same checkpoint
+  go on, at equal FLOPs: GRPO on own thoughts (`practise`), rejection, GRPO with scrambled rewards,
+  more given thoughts (at its rate and at four times that), for the smaller one also the larger
+  one's say on given and on own thoughts. Compared on true captions and true extractions, and on
+  facts, which are not practised.
+
 Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repair  (seed 0; :1, :2)
            downscale study experiments/micro2_repair.py              (the study)
            downscale study experiments/micro2_repair.py:dry          (all of it, tiny)
@@ -48,6 +59,9 @@ _SEES = ('language', 'tower', 'connector', 'image_newline_D')
 # what WRITE of it and PERCEIVE of GRPO do; so do HALF_ of `extract` and half of PERCEIVE.
 WRITE, PERCEIVE, MORE, TAUGHT, DISTIL = 400, 100, 1300, 810, 95
 HALF_MORE, HALF_TAUGHT = 850, 530
+# The same of reasoners: steps of `practise`, of given thoughts, of those with a teacher's say, and
+# of a teacher's say on own thoughts.
+PRACTISE, GIVEN, GIVEN_TAUGHT, OWN_TAUGHT = 200, 940, 586, 204
 
 
 def get_config(arg=''):
@@ -67,6 +81,10 @@ def get_config(arg=''):
         instruct=dict(steps=2500, decay=0.2, blind=0.1, replay=dict(align=0.2), **picture),
         caption=dict(steps=MORE, **writer), extract=dict(steps=WRITE, **writer),
         reason=dict(steps=6000, replay=dict(text=0.05), **text),
+        practise=dict(
+            steps=PRACTISE, batch=64, length=96, tiles=0, warmup=0.1, save_every=100,
+            rates=dict(language=1e-3), parents=dict(language='{size}/reason'),
+            policy=dict(group=4, write=32, tries=2)),
         perceive=dict(
             steps=PERCEIVE, batch=64, length=192, tiles=1, warmup=0.1, save_every=25,
             trainable=('language', 'connector'), rates=dict(language=1e-3, connector=1e-3),
@@ -96,7 +114,7 @@ def sweep(arg=''):
     few = arg == 'dry'
 
     def steps(stage, count):
-        fewer = 10 if stage == 'perceive' else 100
+        fewer = 10 if stage in ('perceive', 'practise') else 100
         return {f'stages.{stage}.steps': count // fewer if few else count}
     larger = f'{SIZES[-1]}/extract'
     learnt = {'stages': ('perceive',)}
@@ -112,6 +130,22 @@ def sweep(arg=''):
                 # Half of one, then half of the other.
                 both | taught | steps('extract', HALF_TAUGHT) | steps('perceive', PERCEIVE // 2),
                 both | steps('extract', HALF_MORE) | steps('perceive', PERCEIVE // 2)]
+    # The second part.
+    ways += [{'stages': ('extract',), 'stages.extract.replay': {'instruct': 0.2}}
+             | steps('extract', MORE)]
+    method = 'stages.practise.policy.method'
+    # Its steps are told, so that no name is that of a way to write.
+    own_way = {'stages': ('practise',)} | steps('practise', PRACTISE)
+    given = {'stages': ('reason',), 'stages.reason.parents': {'language': '{size}/reason'},
+             'stages.reason.rates': {'language': 1e-3}}
+    reasoner = f'{SIZES[-1]}/reason'
+    ways += [own_way | {method: 'grpo'}, own_way | {method: 'rejection'},
+             own_way | {'stages.practise.policy.scrambled': True},
+             given | steps('reason', GIVEN),
+             given | {'stages.reason.rates': {'language': 4e-3}} | steps('reason', GIVEN)]
+    of_small += [given | {'stages.reason.teacher': reasoner} | steps('reason', GIVEN_TAUGHT),
+                 own_way | {method: 'distil', 'stages.practise.policy.tries': 1,
+                            'stages.practise.teacher': reasoner} | steps('practise', OWN_TAUGHT)]
     seeds = {'': SEEDS, '1': (1,), '2': (2,)}.get(arg, (0,))
     small, large = (product(axis('size', (size,)), axis('seed', seeds)) for size in SIZES)
     return union(small, large, product(small, ways), product(large, ways),
