@@ -1,4 +1,5 @@
 """The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from downscale.stages.inputs import data_hash, encoder_of, library_of
 from downscale.stages.models import groups_of, model_of
 from downscale.train import checksums
 from downscale.train.checkpoint import latest, load_params
+from downscale.values import hash_of
+
+UNKNOWN = ''  # the digest of texts that were read before digests were kept
 
 
 def engine_of(study: PathLike, experiment: Experiment, stage: str | None) -> tuple[Engine, Path]:
@@ -75,12 +79,19 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     """Run evaluation `name` of a cell: 'joint', 'explained', 'reason' or a kind of text.
 
     'reason' answers from gold texts and from those of `writers` {kind: experiments}. Rows go to
-    `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone. Processes that
-    run this together share the questions, and process 0 writes the rows; one that was interrupted
-    goes on with the replies that are there.
+    `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone, but that a
+    reasoner reads what has been written since, or was written anew. Processes that run this
+    together share the questions, and process 0 writes the rows; one that was interrupted goes on
+    with the replies that are there.
     """
     folder = place(study) / 'evaluations' / f'{name}-{experiment.name}'
-    if processes.once(lambda: is_done(folder, experiment)):
+    read = written = None
+    if name == 'reason':
+        read = processes.once(lambda: _read_before(folder, experiment))
+        written = processes.once(lambda: _written(study, writers or {}))
+    new = [run for run, digest in (written or {}).items()
+           if (read or {}).get(run) not in (digest, UNKNOWN)]
+    if not new and processes.once(lambda: is_done(folder, experiment)):
         return
     # 1. The replies, by all processes.
     items = test_items(study, experiment)
@@ -96,7 +107,9 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in (JOINT, EXPLAINED):
         rows = joint(replies, experiment, items, data, report, name == EXPLAINED)
     elif name == 'reason':
-        texts = _texts(study, experiment, items, writers or {}, engine.encoder)
+        texts = _texts(study, experiment, items, {
+            kind: [other for other in cells if other.name in new]
+            for kind, cells in (writers or {}).items()}, engine.encoder, true=read is None)
         rows = decoupled.answer(replies, experiment, items, texts, data, report)
     else:
         rows = decoupled.describe(replies, experiment, items, name, report)
@@ -105,34 +118,76 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in WRITER and experiment.evaluation.question_hidden:
         processes.once(lambda: write_json(folder / 'handed_over.json',
                                           decoupled.handed_over(items, rows)))
-    processes.once(lambda: _finish(folder, experiment, name, rows, replies))
+    done = {'hash': experiment.hash}
+    if written is not None:
+        done['read'] = {**(read or {}), **{run: written[run] for run in new}}
+
+    def finish():
+        # What a reasoner has answered before stays, but of texts that were written anew.
+        before = [] if read is None else _table(folder / 'items.parquet')
+        kept = [row for row in before if row['p_run'] not in new]
+        _finish(folder, done, name, kept + rows, replies)
+    processes.once(finish)
 
 
-def _finish(folder, experiment, name, rows, replies):
-    """Write the rows of an evaluation, and that it is done."""
+def _finish(folder, done, name, rows, replies):
+    """Write the rows of an evaluation, and that it is `done`."""
     if name in WRITER:
         write_texts(folder / 'texts.parquet', rows)
     else:
         write_items(folder / 'items.parquet', rows)
     write_json(folder / 'throughput.json', replies.summary())
     # A folder without it is evaluated again; what was kept for that is no longer needed.
-    write_json(folder / 'DONE.json', {'hash': experiment.hash})
+    write_json(folder / 'DONE.json', done)
     replies.remove()
 
 
+def _read_before(folder: Path, experiment: Experiment) -> dict[str, str] | None:
+    """Return {run: digest of its texts} that a finished reasoner has read; None if unfinished."""
+    if not is_done(folder, experiment):
+        return None
+    read = read_json(folder / 'DONE.json').get('read')
+    if read is None:  # of before digests were kept
+        rows = _table(folder / 'items.parquet', ['p_run'])
+        read = {row['p_run']: UNKNOWN for row in rows if row['p_run']}
+    return read
+
+
+def _written(study: PathLike, writers: Mapping[str, Sequence[Experiment]]) -> dict[str, str]:
+    """Return {run: digest of all that it has written for reasoners}."""
+    sums = {}
+    for kind, cells in writers.items():
+        for other in cells:
+            sums.setdefault(other.name, []).append(
+                [kind, hashlib.sha256(_texts_path(study, kind, other).read_bytes()).hexdigest()])
+    return {run: hash_of(parts) for run, parts in sums.items()}
+
+
+def _texts_path(study, kind, writer):
+    return place(study) / 'evaluations' / f'{kind}-{writer.name}' / 'texts.parquet'
+
+
+def _table(path, columns=None):
+    """Return the rows of a Parquet file, which may lie in a bucket, with every column as it was."""
+    return pq.read_table(pa.BufferReader(path.read_bytes()), columns=columns).to_pylist()
+
+
 def _texts(study: PathLike, experiment: Experiment, items: Sequence[Item],
-           writers: Mapping[str, Sequence[Experiment]],
-           encoder: Encoder) -> dict[tuple[str, str], decoupled.Texts]:
-    """Return {(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
+           writers: Mapping[str, Sequence[Experiment]], encoder: Encoder,
+           true: bool) -> dict[tuple[str, str], decoupled.Texts]:
+    """Return {(perception run or GOLD, kind): {item_id: text}} of what `writers` have written.
+
+    `true` asks for true texts too.
+    """
     texts = {}
     kinds = experiment.evaluation.texts
     for kind in (kind for kind in kinds if kind in WRITER):
-        if not experiment.evaluation.benchmarks:  # nobody has written what their pictures show
+        # Nobody has written what the pictures of benchmarks show.
+        if true and not experiment.evaluation.benchmarks:
             texts[decoupled.GOLD, kind] = decoupled.gold_texts(
                 items, kind, experiment.evaluation.budget or None)
         for other in writers.get(kind, ()):
-            path = place(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
-            texts[other.name, kind] = _read_texts(path, items)
+            texts[other.name, kind] = _read_texts(_texts_path(study, kind, other), items)
     if BRIEF in kinds:
         both = [run for run, kind in texts if kind == 'extraction' and (run, 'caption') in texts]
         for run in both:
@@ -143,8 +198,7 @@ def _texts(study: PathLike, experiment: Experiment, items: Sequence[Item],
 
 def _read_texts(path, items):
     """Return {item_id: text} of a table of texts; ValueError where it lacks an item."""
-    table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=['item_id', 'text'])
-    texts = {row['item_id']: row['text'] for row in table.to_pylist()}
+    texts = {row['item_id']: row['text'] for row in _table(path, ['item_id', 'text'])}
     lacking = [item for item in items if item.question.item_id not in texts]
     if lacking:
         raise ValueError(f'{path} lacks {len(lacking)} of {len(items)} items; delete its '
