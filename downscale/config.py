@@ -5,7 +5,6 @@ Those of its stages are in `stage_config.py`. `load` and `save` move an experime
 `experiment/expansion.py`.
 """
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,10 +20,11 @@ from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.stage_config import OF_SHRINKING, PARENTED, Stage
 from downscale.stage_table import JOINT, STAGES, WRITER
-from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
+from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hash_of, unknown
 
 REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
 ATTENTION = ('auto', 'xla', 'cudnn', 'splash')  # see `model/attention.py`
+LABELS = ('budget', 'label')  # of a cell, which change nothing
 TEMPLATE = 'template'  # the chat that came along with an imported language model
 
 
@@ -132,11 +132,12 @@ class Experiment:
 
     `imports` maps groups to the folders of imported models that they start from; paths count from
     where the study is run. An imported model is itself a cell, without stages; it may lack
-    `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
-    `chat` names a built-in chat, or is 'template': that of the imported language model. `attention`
-    is the program that training uses for it: 'auto' takes the fastest that fits the device, any
-    other is taken or refused. `trained_as` is the cell whose checkpoints this one asks in another
-    way, where it trains none of its own; no study sets it. `origin` is of an imported model alone.
+    `language` (a tower alone) or `vision`. `budget` names the compute that it spends, and `label`
+    what it changes. `chat` names a built-in chat, or is 'template': that of the imported language
+    model. `attention` is the program of training: 'auto' takes the fastest that fits the device,
+    any other is taken or refused. `trained_as` is the cell whose checkpoints this one asks in
+    another way, where it trains none of its own; no study sets it. `origin` is of an imported model
+    alone.
     """
     name: str
     size: str
@@ -160,6 +161,7 @@ class Experiment:
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     attention: Annotated[str, Choice(ATTENTION, 'attention')] = 'auto'
     budget: str = ''
+    label: str = ''
     trained_as: str = ''
     origin: Origin | None = None
 
@@ -284,22 +286,20 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """A short hash of everything in this cell but its label, the budget."""
+        """A short hash of everything in this cell but its labels."""
         # Fields that came later are left out at their old meaning: finished runs keep their hash.
-        value = _stored(self)
+        value = {key: part for key, part in _stored(self).items() if key not in LABELS}
         if not self.evaluation.scorers:
             del value['evaluation']['scorers']  # as with parametrisation
-        del value['budget']  # a label changes nothing
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
-        text = json.dumps(value, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hash_of(value)
 
 
 def _stored(experiment):
     """Return a cell as plain values; fields that came later are left out at their old meaning."""
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
-    for key, old in (('trained_as', ''), ('origin', None), ('attention', 'auto')):
+    for key, old in dict(trained_as='', origin=None, attention='auto', label='').items():
         if value[key] == old:  # a checkpoint's fingerprint covers the rest
             del value[key]
     for key in ('budget', 'question_hidden'):

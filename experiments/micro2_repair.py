@@ -122,31 +122,43 @@ def sweep(arg=''):
     taught = {'stages.extract.teacher': larger}
     both = {'stages': ('extract', 'perceive'),
             'stages.perceive.parents': dict.fromkeys(_SEES, 'extract')}
-    ways = [{'stages': ('extract',)} | steps('extract', MORE),
-            learnt | {'stages.perceive.policy.method': 'rejection'},
-            learnt | {'stages.perceive.policy.scrambled': True}]
-    of_small = [{'stages': ('extract',)} | taught | steps('extract', TAUGHT),
-                learnt | own | steps('perceive', DISTIL),
-                # Half of one, then half of the other.
-                both | taught | steps('extract', HALF_TAUGHT) | steps('perceive', PERCEIVE // 2),
-                both | steps('extract', HALF_MORE) | steps('perceive', PERCEIVE // 2)]
+    extract = {'stages': ('extract',)}
+    ways = {
+        'more': extract | steps('extract', MORE),
+        'rejection': learnt | {'stages.perceive.policy.method': 'rejection'},
+        'GRPO, scrambled': learnt | {'stages.perceive.policy.scrambled': True}}
+    of_small = {
+        'taught': extract | taught | steps('extract', TAUGHT),
+        'taught on own texts': learnt | own | steps('perceive', DISTIL),
+        # Half of one, then half of the other.
+        'taught, then GRPO': both | taught | steps('extract', HALF_TAUGHT)
+        | steps('perceive', PERCEIVE // 2),
+        'more, then GRPO': both | steps('extract', HALF_MORE) | steps('perceive', PERCEIVE // 2)}
     # The second part.
-    ways += [{'stages': ('extract',), 'stages.extract.replay': {'instruct': 0.2}}
-             | steps('extract', MORE)]
+    ways['more, instruct replayed'] = extract | {
+        'stages.extract.replay': {'instruct': 0.2}} | steps('extract', MORE)
     method = 'stages.practise.policy.method'
     # Its steps are told, so that no name is that of a way to write.
     own_way = {'stages': ('practise',)} | steps('practise', PRACTISE)
     given = {'stages': ('reason',), 'stages.reason.parents': {'language': '{size}/reason'},
              'stages.reason.rates': {'language': 1e-3}}
     reasoner = f'{SIZES[-1]}/reason'
-    ways += [own_way | {method: 'grpo'}, own_way | {method: 'rejection'},
-             own_way | {'stages.practise.policy.scrambled': True},
-             given | steps('reason', GIVEN),
-             given | {'stages.reason.rates': {'language': 4e-3}} | steps('reason', GIVEN)]
-    of_small += [given | {'stages.reason.teacher': reasoner} | steps('reason', GIVEN_TAUGHT),
-                 own_way | {method: 'distil', 'stages.practise.policy.tries': 1,
-                            'stages.practise.teacher': reasoner} | steps('practise', OWN_TAUGHT)]
+    ways |= {
+        'thoughts: GRPO': own_way | {method: 'grpo'},
+        'thoughts: rejection': own_way | {method: 'rejection'},
+        'thoughts: GRPO, scrambled': own_way | {'stages.practise.policy.scrambled': True},
+        'thoughts: more': given | steps('reason', GIVEN),
+        'thoughts: more, four times the rate': given | {
+            'stages.reason.rates': {'language': 4e-3}} | steps('reason', GIVEN)}
+    of_small |= {
+        'thoughts: taught': given | {'stages.reason.teacher': reasoner}
+        | steps('reason', GIVEN_TAUGHT),
+        'thoughts: taught on own': own_way | {
+            method: 'distil', 'stages.practise.policy.tries': 1,
+            'stages.practise.teacher': reasoner} | steps('practise', OWN_TAUGHT)}
     seeds = {'': SEEDS, '1': (1,), '2': (2,)}.get(arg, (0,))
     small, large = (product(axis('size', (size,)), axis('seed', seeds)) for size in SIZES)
+    ways, of_small = ([point | {'label': label} for label, point in some.items()]
+                      for some in (ways, of_small))
     return union(small, large, product(small, ways), product(large, ways),
                  product(small, of_small))

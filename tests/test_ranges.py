@@ -31,9 +31,9 @@ SMOKE = str(Path(__file__).parent / 'data/three_sizes.py')
 CLASSES = (World, Clutter, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation,
            Evaluation, MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
 # Words that are no choice: names, paths, and what is looked up elsewhere.
-FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'mixture', 'path', 'licence', 'obtain',
-        'images', 'split', 'ask', 'only', 'ignore', 'benchmarks', 'information', 'scorers',
-        'parents', 'imports', 'trunk', 'trained_as', 'teacher', 'reasoners', 'questions'}
+FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'label', 'mixture', 'path', 'licence',
+        'obtain', 'images', 'split', 'ask', 'only', 'ignore', 'benchmarks', 'information',
+        'scorers', 'parents', 'imports', 'trunk', 'trained_as', 'teacher', 'reasoners', 'questions'}
 
 
 def parts(hint, rules=()):

@@ -20,6 +20,9 @@ from downscale.results.text_kinds import EXTRACTION, PERCEIVED, TEXT_KINDS
 from downscale.stage_table import WRITER
 
 TAUGHT = 'taught by a larger one'
+OTHERWISE = 'tuned otherwise'
+# In which more of the same tuning may differ: how long, from where, and a teacher not followed.
+_FREE = ('steps', 'parents', 'warmup', 'save_every', 'forks', 'trunk', 'teacher', 'distil')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Arm:
 
     `method` is how a writer of perceived texts learnt, such as 'grpo' or, where its rewards were
     those of other descriptions, 'scrambled grpo'; of others it is TAUGHT where a larger model had a
-    say, else ''. `flops` None is not known.
+    say, OTHERWISE where more than its length is not that of the plain runs (what is replayed, a
+    rate), else ''. `flops` None is not known.
     """
     kind: str
     changes: str
@@ -59,25 +63,36 @@ def arms(s: Scored) -> list[Arm]:
         key = run['n_total'], run['size'], run.get('changes', '')
         groups.setdefault(key, []).append(run['run_id'])
     made = []
-    for (_, _, changes), runs in sorted(groups.items()):
+    plain = {}
+    for (_, name, changes), runs in sorted(groups.items()):
         for kind in TEXT_KINDS:
             writers = [run for run in runs if (run, kind) in wrote]
             if writers:
                 size, = measures.sizes_among(whole.meta, runs)
+                # Of those of a size the plain ones come first.
+                like = plain.setdefault((name, kind), writers[0])
                 made.append(Arm(kind=kind, changes=changes, size=size,
-                                method=_method(s, writers[0], WRITER[kind]),
+                                method=_method(s, writers[0], WRITER[kind], like),
                                 flops=_writer_flops(s, writers, kind)))
     return made
 
 
-def _method(s, run, stage):
-    """Return the method by which a run's stage learnt; '' where its files are gone."""
+def _method(s, run, stage, like):
+    """Return the method by which a run's stage learnt; '' where its files are gone.
+
+    `like` is a run that was tuned as the study's plain ones are.
+    """
     trained = costs.stages_of(s).get((run, stage))
     if trained is None:
         return ''
     if stage != WRITER[PERCEIVED]:
         # At distil = 0 a teacher is heard and not followed.
-        return TAUGHT if trained.stage.get('teacher') and trained.stage.get('distil', 1) else ''
+        if trained.stage.get('teacher') and trained.stage.get('distil', 1):
+            return TAUGHT
+        usual = costs.stages_of(s).get((like, stage), trained).stage
+        same = all(value == usual.get(name) for name, value in trained.stage.items()
+                   if name not in _FREE)
+        return '' if same else OTHERWISE
     policy = trained.stage.get('policy', {})
     # A control is no method of its own, and no claim about the method may take it for that.
     return f'scrambled {policy["method"]}' if policy.get('scrambled') else policy.get('method', '')
@@ -123,7 +138,8 @@ def cells_of(s: Scored, arm: Arm, reader: str, mode: str) -> list[Cell]:
 def nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     """Return the extraction of the same size whose training FLOPs are nearest to those of `arm`.
 
-    One that a larger model had a say in is a repair itself, and no rival.
+    One that a larger model had a say in, or that was tuned otherwise than the plain ones, is a
+    repair itself and no rival.
     """
     rivals = [other for other in others if other.kind == EXTRACTION and other.flops
               and not other.method and other.size.name == arm.size.name and other is not arm]
@@ -267,4 +283,4 @@ def _sizes_trained(s, method):
     size_of = {run['run_id']: run['size'] for run in s.study.meta['runs']}
     return {size_of[run] for run, stage in costs.stages_of(s)
             if stage == WRITER[PERCEIVED] and run in size_of
-            and _method(s, run, stage) == method}
+            and _method(s, run, stage, run) == method}

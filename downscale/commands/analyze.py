@@ -28,6 +28,7 @@ ANALYZE_EXAMPLES = {
     'probe': 'downscale analyze probe runs/smoke --pictures 256',
     'losses': 'downscale analyze losses runs/smoke --out runs/smoke/analysis',
     'captions': 'downscale analyze captions runs/smoke',
+    'forgetting': 'downscale analyze forgetting runs/smoke',
     'ledger': 'downscale analyze ledger models/vlm --data pairs.jsonl --out ledger',
     'validate': 'downscale analyze validate runs/smoke',
     'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
@@ -35,6 +36,7 @@ ANALYZE_EXAMPLES = {
 }
 EXAMPLE = ANALYZE_EXAMPLES['drop']
 STUDY = 'folder of a study, of this machine or of a bucket (gs://BUCKET/...)'
+PICTURED = ('probe', 'losses', 'captions', 'forgetting', 'ledger')  # always drawn
 DRAWN = ('fit', 'isoflop', 'drop', 'grid', 'attribute', 'pareto')  # with --out
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
@@ -46,6 +48,7 @@ HELP = {
     'probe': 'What every run holds of its pictures, layer by layer, and what hiding them costs.',
     'losses': 'What small sizes lose against the largest, as far as probes of means read it.',
     'captions': 'What captions tell of their scenes, field by field; no reader between.',
+    'forgetting': 'What tuning to write cost: answers, facts and captions before and after.',
     'ledger': 'Where runs lose what they are asked to see: by swaps between matched pictures.',
     'validate': 'Schemas, pairing, failed runs and endings of a study; exit code 2 on errors.',
     'pareto': 'Accuracy against cost: the frontier, and the probability of being on it.',
@@ -64,7 +67,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
             analyze_fit.add_fit_arguments(verb)
         elif name == 'isoflop':
             analyze_fit.add_isoflop_arguments(verb)
-        elif name in ('probe', 'losses', 'captions'):
+        elif name in ('probe', 'losses', 'captions', 'forgetting'):
             add_probe_arguments(verb, name)
         elif name == 'ledger':
             analyze_ledger.add_arguments(verb)
@@ -129,6 +132,7 @@ def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     if verb == 'probe':
         sub.add_argument('--pictures', type=int, default=256, metavar='N',
                          help='fresh scenes that probes are trained on (default 256)')
+    if verb in ('probe', 'forgetting'):
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
@@ -174,11 +178,11 @@ def validate(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int | None:
     """Drops, shares, laws, probes and costs of a study."""
-    if args.verb in ('probe', 'ledger'):  # which run models
+    if args.verb in ('probe', 'forgetting', 'ledger'):  # which run models
         prepare_for_models()
     # Numbers take minutes and come before the first figure: a library that is missing must not be
     # found out only then.
-    if args.verb in ('probe', 'losses', 'captions', 'ledger') or args.verb in DRAWN and args.out:
+    if args.verb in PICTURED or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
         plotting()
     if args.verb == 'fit':
@@ -193,6 +197,9 @@ def run(args: argparse.Namespace) -> int | None:
     elif args.verb == 'captions':
         from downscale.commands import analyze_probes
         analyze_probes.show_captions(args)
+    elif args.verb == 'forgetting':
+        from downscale.commands import analyze_probes
+        analyze_probes.show_forgetting(args)
     elif args.verb == 'ledger':
         analyze_ledger.run(args)
     elif args.verb == 'report':

@@ -1,6 +1,9 @@
-"""What `downscale analyze probe`, `losses` and `captions` print and leave in --out."""
+"""What `downscale analyze probe`, `losses`, `captions` and `forgetting` print and leave in --out.
+"""
 import argparse
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +12,18 @@ from downscale.analysis.ledger import ledger, ledger_rows
 from downscale.analysis.measures import Missing, Row
 from downscale.commands.analyze_measures import as_csv, as_json, check_resamples, lines
 from downscale.report.figures import Drawing
-from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure, told_map
+from downscale.report.probe_figures import (
+    forgetting_dots,
+    layer_curves,
+    ledger_bars,
+    save_figure,
+    told_map,
+)
 from downscale.results.probes import MACRO, read
 from downscale.results.study import load_study
 from downscale.runtime.copies import results_beside
 from downscale.runtime.files import write_bytes
+from downscale.runtime.progress import progress_bars
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
 SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise', 'exact drop',
@@ -65,6 +75,25 @@ def show_captions(args: argparse.Namespace) -> None:
     means = [row for row in rows if row.seeds > 1]
     shown = [*means, *(row for row in rows if row.table == OTHER)] if means else rows
     leave(args, 'captions', rows, shown, notes, told_map, rows)
+
+
+def show_forgetting(args: argparse.Namespace) -> None:
+    """Ask every writer of a study what was asked before it learnt to write, and print the change.
+
+    What was asked is kept in the study, so that the same command goes on.
+    """
+    from downscale.probe.captions import ALL
+    from downscale.probe.forgetting import CONSTANT, FACTS, VISUAL, forgetting_rows
+    check_resamples(args.bootstraps)
+    shown_on = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
+    with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
+        rows, notes = forgetting_rows(args.study, args.bootstraps, args.seed, bars)
+    notes = [*notes, 'before: the stage that answered, from which the writer went on; likeliest: '
+             "of the family's answers; caption: share of the fields of a scene that it tells"]
+    means = [row for row in rows if row.seeds > 1] or rows
+    shown = [row for row in means if row.family in (VISUAL, FACTS, ALL)]
+    leave(args, 'forgetting', rows, [*shown, *(row for row in rows if row.table == CONSTANT)],
+          notes, forgetting_dots, rows)
 
 
 def _site(row):

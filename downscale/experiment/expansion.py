@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from downscale.config import Experiment
+from downscale.config import LABELS, Experiment
 from downscale.experiment import shrunk, sweeps, teachers
 from downscale.experiment.references import reference_of
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
@@ -110,7 +110,8 @@ def _forks(cell, point):
             if not set(there).isdisjoint(later.parents.values()):
                 stages.append(_of_trunk(later, cell, there))
         name = sweeps.name_of({**point, f'stages.{fork.name}.steps': fork.steps})
-        cells.append(dataclasses.replace(cell, name=name, stages=tuple(stages)))
+        label = cell.label and f'{cell.label} steps{fork.steps}'
+        cells.append(dataclasses.replace(cell, name=name, label=label, stages=tuple(stages)))
     return cells
 
 
@@ -183,9 +184,10 @@ def _cell(value, name, point, stages):
     value = sweeps.applied(value, point)
     if 'trained_as' in value:
         raise ValueError('trained_as is for cells that sweep() asks otherwise; leave it out')
-    if 'budget' in value:
-        raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
-                         'of get_config()')
+    for key in LABELS:
+        if key in value:
+            raise ValueError(f'{key} is declared by the points of sweep(), each its own; leave it '
+                             'out of get_config()')
     # An Experiment has these in another form: its language and its stages are made of them.
     family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
@@ -207,7 +209,8 @@ def _cell(value, name, point, stages):
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports,
-                                  'budget': point.get('budget', '')}, name)
+                                  'budget': point.get('budget', ''),
+                                  'label': point.get('label', '')}, name)
 
 
 def _shared_parent(parent, point):

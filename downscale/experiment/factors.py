@@ -10,7 +10,7 @@ from typing import Any
 from downscale.config import Experiment
 
 # What tells cells apart by design, follows from the size, or says where and not what is trained.
-LEFT_OUT = ('name', 'size', 'seed', 'language', 'stages', 'budget', 'origin', 'mesh',
+LEFT_OUT = ('name', 'size', 'seed', 'language', 'stages', 'budget', 'label', 'origin', 'mesh',
             'trained_as', 'remat', 'unroll', 'attention')
 # Of a stage; rates are chosen, not compared, in a part of the report of their own.
 OF_STAGE = ('name', 'parents', 'trunk', 'forks', 'save_every', 'rates', 'distil')

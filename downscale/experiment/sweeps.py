@@ -3,6 +3,7 @@
 A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stages', and changes
 settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}. Its
 'budget' (text, as '1e12') says which compute it spends: isoFLOP curves group by it as it stands.
+Its 'label' is what tables and figures call what it changes, in the place of paths and values.
 """
 import itertools
 from collections.abc import Collection, Hashable, Iterable
@@ -11,7 +12,7 @@ from typing import Any
 from downscale.experiment import names
 from downscale.values import shown, unknown
 
-POINT = ('size', 'seed', 'imports', 'stages', 'budget')
+POINT = ('size', 'seed', 'imports', 'stages', 'budget', 'label')
 # What cells of one study may differ in. Those that differ in none of `SEEN` share their tower, and
 # those that differ in `ASKED` alone share all that is trained.
 SEEN = ('world', 'data', 'vision')
@@ -133,6 +134,24 @@ def check(sweep: Collection[dict[str, Any]], stages: Collection[str]) -> None:
             raise ValueError(f'two cells would be called {name}: {shown(taken[name.lower()])} and '
                              f'{shown(point)}')
         taken[name.lower()] = point
+    _check_labels(sweep)
+
+
+def _check_labels(sweep):
+    """Raise ValueError where a label is that of two cells of a size and a seed, or of a plain one.
+    """
+    labelled = {}
+    for point in sweep:
+        key = point['size'], point['seed'], point.get('label')
+        if not key[2]:
+            continue
+        if point.keys() <= set(POINT):
+            raise ValueError(f'sweep: label {shown(key[2])} is for what a point changes, and '
+                             f'{shown(point)} changes nothing; leave it out')
+        if key in labelled:
+            raise ValueError(f'sweep: {name_of(labelled[key])} and {name_of(point)} are both '
+                             f'labelled {shown(key[2])}')
+        labelled[key] = point
 
 
 def _check_point(point, stages):
@@ -143,7 +162,8 @@ def _check_point(point, stages):
     if missing:
         raise ValueError(f'the point {shown(point)} of the sweep has no '
                          f'{" and no ".join(missing)}')
-    for key, kind in (('size', str), ('seed', int), ('imports', dict), ('budget', str)):
+    for key, kind in (('size', str), ('seed', int), ('imports', dict), ('budget', str),
+                      ('label', str)):
         # `kind()` is of the right type, so that what is not given passes.
         value = point.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -212,7 +232,8 @@ def _fields(group):
     from downscale.stage_config import PolicySettings, Stage
     if not group:
         # By the points of the sweep, and in the table of stages.
-        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget', 'trained_as'}
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget', 'label',
+                           'trained_as'}
         return {field.name for field in fields(Experiment)} - given_elsewhere
     if group[0] == 'stages':
         if len(group) == 2:

@@ -23,7 +23,7 @@ SERVED = 2048  # tokens that a row may hold when nothing else is asked for
 READ = 256  # tokens that one prefill reads where as many are waiting (`generate/engine.py`)
 # Fields of an Experiment that no program depends on.
 _FREE = ('name', 'size', 'seed', 'world', 'data', 'stages', 'evaluation', 'imports', 'chat',
-         'legacy_structural_loss', 'tokenizer', 'mesh', 'budget')
+         'legacy_structural_loss', 'tokenizer', 'mesh', 'budget', 'label')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from downscale.report.axes import (
     BLUE,
     GREY,
     ORANGE,
+    name_rows,
     plotting,
     short_count,
     small_axes,
@@ -165,10 +166,8 @@ def by_bytes(result: dict[str, Any]) -> figures.Drawing:
             points = [point for point in result['points'] if point['way'] == name]
             x = [point['bytes'] for point in points]
             y = [point['accuracy'][kind] for point in points]
-            # A percentile end may lie past the value, and matplotlib takes no negative length.
-            below = [max(0, part.value - part.low) for part in y]
-            above = [max(0, part.high - part.value) for part in y]
-            axis.errorbar(x, [part.value for part in y], yerr=[below, above], label=name,
+            ends = np.hstack([figures.errors(part) for part in y])
+            axis.errorbar(x, [part.value for part in y], yerr=ends, label=name,
                           fmt=f'{MARKS[place % len(MARKS)]}-', color=colours[place % len(colours)],
                           lw=1.5, ms=5, capsize=3, elinewidth=1)
             for point, part in zip(points, y, strict=True):
@@ -191,11 +190,11 @@ def by_bytes(result: dict[str, Any]) -> figures.Drawing:
 
 def repairs(result: dict[str, Any], out: Path) -> str:
     """Return the gist, the figure and the table of repairs; write repairs.png and repairs.csv."""
-    svg = figures.save(by_flops, result, out, 'repairs')
+    svg = figures.save(by_arm, result, out, 'repairs')
     base = result['base']
-    caption = (f'A panel a size, a mark a way to write a text: accuracy in visual families when '
-               f'{result["reader"]} reads it ({result["mode"]}), against the FLOPs behind its '
-               'writer. Bars: 95 %. repairs.png, repairs.csv')
+    caption = (f'A panel a size, a line a way to write a text: accuracy in visual families when '
+               f'{result["reader"]} reads it ({result["mode"]}; full marks) or another, from the '
+               'fewest training FLOPs to the most. Bars: 95 %. repairs.png, repairs.csv')
     readers = result['readers']
     over_base = (f'minus {base}', 'share of the drop') if base else ()
     head = ('size', 'text', 'FLOPs', 'tokens', 'seeds', *(f'read by {name}' for name in readers),
@@ -247,39 +246,44 @@ def best_text(result: dict[str, Any]) -> str:
     return f'What {result["reader"]} answers best from. {"; ".join(lines)}.{floor}'
 
 
-def by_flops(result: dict[str, Any]) -> figures.Drawing:
-    """Return accuracy against training FLOPs: a panel a size, a mark an arm."""
-    sizes = list(dict.fromkeys(row['size'] for row in result['rows']))
-    names = list(dict.fromkeys(row['arm'] for row in result['rows']))
-    figure, axes = small_axes(len(sizes), 3.6, 2.7, across=2)
-    palette = plotting().colormaps['Dark2'].colors
-    colours = [BLUE, ORANGE, *(palette[place] for place in (0, 3, 2, 5, 4, 7))]
+def by_arm(result: dict[str, Any]) -> figures.Drawing:
+    """Return accuracy of every way to write: a panel a size, a line an arm, a mark a reader.
+
+    Arms of a size go from the fewest training FLOPs to the most, which stand beside their names.
+    """
+    by_size = {}
+    for row in result['rows']:
+        by_size.setdefault(row['size'], []).append(row)
+    for arms in by_size.values():
+        arms.sort(key=lambda row: (row['flops'] is None, row['flops'] or 0))
+    counts = [len(arms) for arms in by_size.values()]
+    figure = plotting().figure.Figure(figsize=(7.2, sum(.24 * count + .75 for count in counts)))
+    axes = figure.subplots(len(counts), 1, squeeze=False, sharex=True,
+                           gridspec_kw={'height_ratios': [count + 1 for count in counts]})
+    readers = result['readers']
     handles = {}
     rows = []
-    for axis, size in zip(axes, sizes, strict=True):
-        for row in result['rows']:
-            if row['size'] != size:
-                continue
+    for axis, (size, arms) in zip(axes.ravel(), by_size.items(), strict=True):
+        for line, row in enumerate(arms):
             for reader, x in row['readers'].items():
+                place = readers.index(reader)
                 rows.append({'size': size, 'arm': row['arm'], 'flops': row['flops'],
                              'tokens': row['tokens'], 'reader': reader, **figures.numbers(x)})
-            x = row['readers'].get(result['reader'])
-            if x is None or row['flops'] is None:
-                continue
-            place = names.index(row['arm'])
-            # A percentile end may lie past the value, and matplotlib takes no negative length.
-            ends = [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
-            handles[row['arm']] = axis.errorbar(
-                [row['flops']], [x.value], yerr=ends, fmt=MARKS[place % len(MARKS)], ms=6,
-                color=colours[place % len(colours)], capsize=3, elinewidth=1)
+                # Side by side, so that no interval covers another.
+                beside = line + .3 * ((place + .5) / len(readers) - .5)
+                fill = BLUE if reader == result['reader'] else 'white'
+                handles[f'read by {reader}'] = axis.errorbar(
+                    x.value, beside, xerr=figures.errors(x), fmt=MARKS[place % len(MARKS)], ms=5,
+                    color=BLUE if fill == BLUE else GREY, mfc=fill, capsize=2, elinewidth=1)
         if result['floor'] is not None:
-            handles['best guess'] = axis.axhline(result['floor'], color=GREY, lw=1.1)
-        axis.set(ylim=(-.03, 1.03), title=size, ylabel='accuracy', xlabel='training FLOPs')
-        axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
-        axis.margins(x=.15)
-        axis.xaxis.set_major_locator(plotting().ticker.MaxNLocator(4))
-    figure.tight_layout(w_pad=2)
-    figure.legend(handles.values(), handles.keys(), loc='lower left', ncols=2, fontsize=8.5,
+            handles['best guess'] = axis.axvline(result['floor'], color=GREY, lw=1.1, ls='--')
+        name_rows(axis, [row['arm'] if row['flops'] is None else
+                         f'{row["arm"]}  ({row["flops"]:.2e})' for row in arms])
+        axis.set(xlim=(-.02, 1.02), title=size)
+        axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
+    axes[-1, 0].set_xlabel('accuracy in visual families (training FLOPs behind the name)')
+    figure.tight_layout()
+    figure.legend(handles.values(), handles.keys(), loc='lower left', ncols=3, fontsize=8.5,
                   bbox_to_anchor=(0, 1))
     return figure, rows
 

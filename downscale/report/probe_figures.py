@@ -154,6 +154,39 @@ def told_map(found: Any) -> Drawing:
                      'high': row.high} for row in found]
 
 
+def forgetting_dots(found: Any) -> Drawing:
+    """Return what each writer can do before (hollow) and after (full), a panel a kind of question.
+
+    `found` are rows of `forgetting.forgetting_rows`, of which means over seeds are drawn, if there
+    are any. Blue where the change is clear.
+    """
+    rows = [row for row in found if row.what in ('before', 'after', 'change')
+            and row.family in ('visual', 'facts', 'all fields')]
+    rows = [row for row in rows if row.seeds > 1] or rows
+    panels = list(dict.fromkeys((row.setting, row.family) for row in rows))
+    writers = list(dict.fromkeys(row.table for row in rows))
+    by_place = {(row.table, row.setting, row.family, row.what): row for row in rows}
+    lines = [writer.removesuffix(', mean over seeds') for writer in writers]
+    figure, axes = _axes(len(panels), 1.5 + .075 * max(map(len, lines)) / len(panels),
+                         1.1 + .26 * len(writers))
+    for axis, (setting, family) in zip(axes, panels, strict=True):
+        for line, writer in enumerate(writers):
+            before, after, change = (by_place[writer, setting, family, what]
+                                     for what in ('before', 'after', 'change'))
+            clear = change.low > 0 or change.high < 0
+            colour = BLUE if clear else GREY
+            axis.plot([before.value, after.value], [line, line], color=colour, lw=1.2)
+            axis.plot(before.value, line, 'o', ms=4.5, mfc='white', mec=colour)
+            axis.plot(after.value, line, 'o', ms=4.5, color=colour)
+        axis.set(title=f'{setting}\n{family}', xlim=(-.04, 1.04))
+        axis.title.set_fontsize(9)
+        axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
+        name_rows(axis, lines if axis is axes[0] else [''] * len(lines))
+    figure.tight_layout()
+    return figure, [{'writer': row.table, 'asked': row.setting, 'of': row.family, 'what': row.what,
+                     'value': row.value, 'low': row.low, 'high': row.high} for row in rows]
+
+
 def _by_depth(found, run, site):
     """Return {depth: mean share over fields} of a site; {} where no swap moves anything."""
     values = {}

@@ -24,10 +24,10 @@ def refuse_other(folder: PathLike, experiment: Experiment) -> None:
     # Through JSON, as the file has been: there tuples are lists and keys are text.
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
                    for cell in (config.load(folder), experiment))
-    # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is
-    # a label.
+    # Where the work is done is not what is done: a checkpoint continues on any mesh. Labels change
+    # nothing.
     changed = sorted(key for key in now if now[key] != before[key]
-                     and key not in ('mesh', 'budget'))
+                     and key not in ('mesh', *config.LABELS))
     if changed:
         raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
                          'the study another folder with --out, or delete that one')

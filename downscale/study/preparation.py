@@ -105,6 +105,8 @@ def begun_before(study: Path, name: str, experiments: Sequence[Experiment]) -> l
         for gone in sorted({*needs_of(cell)} - {*named, *earlier}):
             raise ValueError(f'{cell.name} in {study} goes on from {gone}, whose folder is gone; '
                              f'delete that of {cell.name} too')
+        # Seeds of one setting are called alike, whatever it was called when they began.
+        earlier[cell.name] = replace(cell, label=now.label)
     return list(earlier.values())
 
 
@@ -116,7 +118,8 @@ def _of_any_seed(cell, text):
 def _settings(cell):
     """Return what the seeds of a cell have in common."""
     # By sorted keys: a cell that was read has its parents in another order than one just declared.
-    return _of_any_seed(cell, json.dumps(asdict(replace(cell, name='', seed=0)), sort_keys=True))
+    return _of_any_seed(cell, json.dumps(asdict(replace(cell, name='', seed=0, label='')),
+                                          sort_keys=True))
 
 
 def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
@@ -179,10 +182,11 @@ def ways_of(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
 def _run_row(cell, by_name):
     """Return the entry of a cell in the `runs` of study.json.
 
-    `changes` is what its point of the sweep sets beside size and seed, as the cell's name has it:
-    'language0.001', or '' for a plain cell.
+    `changes` is what its point of the sweep sets beside size and seed: its label, or else as the
+    cell's name has it ('language0.001'), '' for a plain cell.
     """
     _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
+    changes = cell.label or changes
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
             'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
             'way': way_of(cell, by_name), 'bytes': _bytes(cell),

@@ -280,6 +280,23 @@ def test_an_extraction_that_a_larger_model_taught_is_no_rival(planted, tmp_path)
     assert 'steps8000' in found.where
 
 
+@pytest.mark.parametrize(('changes', 'rival'), [
+    ({'replay': {'instruct': .2}}, False), ({'rates': {'language': 1.}}, False),
+    ({'parents': {'language': '{size}/caption'}, 'warmup': .2}, True)])
+def test_more_extraction_is_more_of_the_same(planted, tmp_path, changes, rival):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('cells/*-steps8000/extract/experiment.json'):
+        value = read_json(path)
+        value['stages'][0].update(changes)
+        write_json(path, value)
+    s = scored(folder)
+    otherwise = {arm.changes for arm in repairs.arms(s) if arm.method == repairs.OTHERWISE}
+    assert otherwise == (set() if rival else {'steps8000'})
+    found = claims.CONTRASTS['grpo_minus_extraction'](s, 'think')
+    assert ('steps8000' in found.where) == rival
+
+
 def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
     folder = only(planted, tmp_path / 'study', lambda row: not (
         row['text_kind'] == 'perceived' and not row['p_run'].endswith('methodrejection')))

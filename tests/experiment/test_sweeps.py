@@ -21,10 +21,11 @@ RATE = 'stages.text.rates.language'
 SIZES, SEEDS = axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1])
 
 
-def smoke_cells(sweep):
+def smoke_cells(sweep, more=None):
     study_config, _ = file.load_study(SMOKE, ())
     with study_config.unlocked():
         del study_config['platform']
+        study_config.update(more or {})
     return cells_of(study_config, sweep)
 
 
@@ -235,6 +236,48 @@ def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
     prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
     assert read_json(tmp_path / 'run' / 'study.json')['budgets'] == {
         small.name: '1e10', large.name: '1e10'}
+
+
+def test_a_label_is_what_a_run_is_told_to_change(tmp_path):
+    """It changes neither the name nor the hash of a cell; a run goes on under another."""
+    point = {'size': 'w32d2', 'seed': 0, RATE: 1e-3}
+    plain, = smoke_cells([point])[1:]
+    named, = smoke_cells([point | {'label': 'slow'}])[1:]
+    assert (named.name, named.hash, named.label) == (plain.name, plain.hash, 'slow')
+    assert _run_row(named, {})['changes'] == 'slow'
+    assert (plain.name, _run_row(plain, {})['changes']) == ('w32d2-s0-language0.001',
+                                                            'language0.001')
+    config.save(plain, tmp_path)
+    refuse_other(tmp_path, named)
+    config.save(named, tmp_path)
+    assert config.load(tmp_path).label == 'slow'
+
+
+@pytest.mark.parametrize(('more', 'line'), [
+    ([{RATE: 1e-3, 'label': 'a'}, {RATE: 2e-3, 'label': 'a'}],
+     "w32d2-s0-language0.001 and w32d2-s0-language0.002 are both labelled 'a'"),
+    ([{'label': 'plain'}], "label 'plain' is for what a point changes"),
+    ([{'budget': '1e9', 'label': 'b'}], "label 'b' is for what a point changes"),
+    ([{RATE: 1e-3, 'label': 3}], 'label 3 must be of type str')])
+def test_a_label_names_one_thing(more, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        smoke_cells([{'size': 'w32d2', 'seed': 0, **each} for each in more])
+    assert len(str(caught.value)) <= 300
+
+
+def test_seeds_and_sizes_share_a_label_and_forks_have_their_own():
+    points = product(axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1]),
+                     [{RATE: 1e-3, 'stages.text.decay': .4, 'stages.text.forks': (20,),
+                       'label': 'slow'}])
+    found = {(cell.size, cell.seed, cell.label, 'steps20' in cell.name)
+             for cell in smoke_cells(points) if not cell.is_shared}
+    assert found == {(size, seed, label, label != 'slow') for size in ('w32d2', 'w64d2')
+                     for seed in (0, 1) for label in ('slow', 'slow steps20')}
+
+
+def test_labels_are_for_points_alone():
+    with pytest.raises(ValueError, match='label is declared by the points of sweep'):
+        smoke_cells([{'size': 'w32d2', 'seed': 0}], {'label': 'x'})
 
 
 def test_the_same_point_given_twice_is_refused_before_any_work():
