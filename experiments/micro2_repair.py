@@ -27,7 +27,8 @@ A second part was declared on 30 November, before any of its cells was trained, 
   go on, at equal FLOPs: GRPO on own thoughts (`practise`), rejection, GRPO with scrambled rewards,
   more given thoughts (at its rate and at four times that), for the smaller one also the larger
   one's say on given and on own thoughts. Compared on true captions and true extractions, and on
-  facts, which are not practised.
+  facts, which are not practised. Behind its results `:search` tried other settings of GRPO on
+  thoughts, for seed 0.
 
 Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repair  (seed 0; :1, :2)
            downscale study experiments/micro2_repair.py              (the study)
@@ -44,7 +45,7 @@ from downscale.experiment.sweeps import axis, product, union
 SIZES = ('w64d2', 'w64d4')  # the larger one teaches
 SEEDS = (0, 1, 2)
 PIECES = tuple(map(str, SEEDS))  # one seed of the study, in the study's own folder
-ARGUMENTS = ('', *PIECES, 'dry')
+ARGUMENTS = ('', *PIECES, 'search', 'dry')
 FAMILIES = ('held', 'rule', 'color', 'size', 'read', 'position', 'ground', 'count_color',
             'count_shape', 'compare', 'relation', 'chain1')
 CLAIMS = (
@@ -67,7 +68,8 @@ PRACTISE, GIVEN, GIVEN_TAUGHT, OWN_TAUGHT = 200, 940, 586, 204
 def get_config(arg=''):
     """The study's settings for `arg` '' (the study), a seed or 'dry'."""
     if arg not in ARGUMENTS:
-        raise ValueError(f'micro2_repair:{arg}: the argument must be 0, 1, 2 or dry')
+        raise ValueError(f'micro2_repair:{arg}: the argument must be 0, 1, 2, search or '
+                         'dry')
     few = arg == 'dry'
     text = dict(batch=8, length=288, tiles=0, turns=4, rates=dict(language=4e-3), save_every=500)
     picture = dict(batch=16, length=144, tiles=1, turns=3, save_every=500,
@@ -156,6 +158,15 @@ def sweep(arg=''):
         'thoughts: taught on own': own_way | {
             method: 'distil', 'stages.practise.policy.tries': 1,
             'stages.practise.teacher': reasoner} | steps('practise', OWN_TAUGHT)}
+    if arg == 'search':
+        thoughts = own_way | {method: 'grpo'}
+        rate, policy = 'stages.practise.rates.language', 'stages.practise.policy'
+        ways = {'thoughts: GRPO, rate 1e-4': thoughts | {rate: 1e-4},
+                'thoughts: GRPO, rate 3e-4': thoughts | {rate: 3e-4},
+                'thoughts: GRPO, KL 0.1': thoughts | {f'{policy}.kl': 0.1},
+                'thoughts: GRPO, groups of 16': thoughts | {f'{policy}.group': 16},
+                'thoughts: GRPO, 600 steps': thoughts | steps('practise', 3 * PRACTISE)}
+        of_small = {}
     seeds = {'': SEEDS, '1': (1,), '2': (2,)}.get(arg, (0,))
     small, large = (product(axis('size', (size,)), axis('seed', seeds)) for size in SIZES)
     ways, of_small = ([point | {'label': label} for label, point in some.items()]
