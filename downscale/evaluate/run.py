@@ -86,6 +86,7 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     """
     folder = place(study) / 'evaluations' / f'{name}-{experiment.name}'
     read = written = None
+    # A study may gain writers, or have texts written anew, behind its readers.
     if name == 'reason':
         read = processes.once(lambda: _read_before(folder, experiment))
         written = processes.once(lambda: _written(study, writers or {}))

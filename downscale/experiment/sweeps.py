@@ -141,6 +141,7 @@ def _check_labels(sweep):
     """Raise ValueError where a label is that of two cells of a size and a seed, or of a plain one.
     """
     labelled = {}
+    # Seeds of a setting share a label, which is how their mean is found.
     for point in sweep:
         key = point['size'], point['seed'], point.get('label')
         if not key[2]:

@@ -62,11 +62,13 @@ def forgetting_rows(study: PathLike, bootstraps: int = 2000, seed: int = 0,
         raise ValueError(f'{study}: no finished stage that writes goes on from a finished one that '
                          f'answers{"".join(f"; {note}" for note in notes[:2])}')
     items = test_items(study, before[0][0].cell)
+    # 1. What every model can do; what stands before several writers is asked once.
     can = {}
     for pair in before:
         for model in pair:
             if model.name not in can:
                 can[model.name] = _ask(study, model, items, report)
+    # 2. Seeds of one setting side by side, as `study.json` calls it.
     rows = list(_constant(items, bootstraps, seed))
     families = {item.question.family for item in items}
     notes += [f'{family}: no likeliest answer, since it has not 2 to {MOST} right ones'
@@ -112,6 +114,7 @@ def _answered(study: PathLike, cell: Experiment, stage: str) -> Model | None:
         if not (folder / 'DONE.json').exists():
             return None
         cell = load(folder)
+        # What explains before it answers is asked otherwise, and passed by.
         if stage in JOINT:
             return Model(cell, stage)
         reference = cell.stage(stage).parents.get('language')
@@ -162,6 +165,7 @@ def _asked(engine: Engine, model: Model, items: Sequence[Item], report: Any) -> 
         written.append(item.judge(text, False)[2] if answered else 0.0)
         some = answers.get(item.question.family, ())
         nats = [replies[place_of + 1 + k].nll for k in range(len(some))]
+        # Of whole answers and their end, so that the beginning of a longer one is told from it.
         best = some[int(np.argmin(nats))] if nats else None
         likeliest.append(float(best == item.question.answer) if nats else None)
     return {'written': written, 'likeliest': likeliest, 'told': [
@@ -241,6 +245,7 @@ def _changes(table, setting, whole, values, groups, clusters, bootstraps, seed):
     """
     resamples = bootstrap.resample(clusters, bootstraps, seed)
     means = bootstrap.with_macro(bootstrap.group_means(values, groups, clusters, resamples))
+    # Rows of a seed are before and after, seed by seed, as `over_seeds` wants them.
     if len(values) > 2:
         means = bootstrap.over_seeds(means, len(values) // 2, resamples)
     for column, family in enumerate((*means.groups[:-1], whole)):
@@ -256,6 +261,7 @@ def _constant(items, bootstraps, seed):
     best = {}
     for item in items:
         best.setdefault(item.question.family, []).append(item.question.answer)
+    # Of answers that are as often right the first by its letters, so that each run says the same.
     best = {family: max(sorted(set(some)), key=some.count) for family, some in best.items()}
     for name in (VISUAL, FACTS):
         some = [item for item in items if (item.question.kind == 'visual') == (name == VISUAL)]
