@@ -1,4 +1,6 @@
 """Reasoners side by side: what was planted in one that was trained otherwise is found."""
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +50,20 @@ def planted(tmp_path_factory):
             out.mkdir()
             pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), out / 'items.parquet')
     return folder
+
+
+def test_what_is_perceived_has_the_true_text_of_an_extraction(planted, tmp_path):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('evaluations/*/items.parquet'):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        more = [{**row, 'text_kind': 'perceived', 'eval_id': f'{row["eval_id"]}-perceived'}
+                for row in rows if (row['condition'], row['text_kind'])
+                == ('gold_text', 'extraction')]
+        pq.write_table(pa.Table.from_pylist(rows + more, schema=table.schema), path)
+    result = by_reader(measures.scored(load_study(folder), 200))
+    assert set(result['kinds']) == set(GAINS)
 
 
 def test_what_was_planted_in_a_reasoner_is_found(planted):

@@ -7,7 +7,7 @@ from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import MODES, Missing, Scored, Size
 from downscale.results.factors import apart
 from downscale.results.study import Cell
-from downscale.results.text_kinds import BEST_FIRST
+from downscale.results.text_kinds import BEST_FIRST, EXTRACTION, PERCEIVED
 
 
 def has_readers(s: Scored) -> bool:
@@ -32,6 +32,9 @@ def by_reader(s: Scored, mode: str = 'think') -> dict[str, Any]:
     visual, _ = families_of(whole)
     kinds = [kind for kind in BEST_FIRST
              if any(_cells(whole, size, kind, mode) for _, size in readers)]
+    # What is perceived is an extraction, and has the same true text.
+    if EXTRACTION in kinds and PERCEIVED in kinds:
+        kinds.remove(PERCEIVED)
     if not kinds:
         raise Missing(f'no reasoner was asked about a true text in mode {mode}')
     # Each reader is a size of its own to the intervals, and is held against the plain one's seeds.
