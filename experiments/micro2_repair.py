@@ -27,8 +27,9 @@ A second part was declared on 30 November, before any of its cells was trained, 
   go on, at equal FLOPs: GRPO on own thoughts (`practise`), rejection, GRPO with scrambled rewards,
   more given thoughts (at its rate and at four times that), for the smaller one also the larger
   one's say on given and on own thoughts. Compared on true captions and true extractions, and on
-  facts, which are not practised. Behind its results `:search` tried other settings of GRPO on
-  thoughts, for seed 0.
+  facts, which are not practised.
+
+Behind its results `:search` tried other settings of GRPO, for seed 0.
 
 Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repair  (seed 0; :1, :2)
            downscale study experiments/micro2_repair.py              (the study)
@@ -159,13 +160,19 @@ def sweep(arg=''):
             method: 'distil', 'stages.practise.policy.tries': 1,
             'stages.practise.teacher': reasoner} | steps('practise', OWN_TAUGHT)}
     if arg == 'search':
-        thoughts = own_way | {method: 'grpo'}
-        rate, policy = 'stages.practise.rates.language', 'stages.practise.policy'
-        ways = {'thoughts: GRPO, rate 1e-4': thoughts | {rate: 1e-4},
-                'thoughts: GRPO, rate 3e-4': thoughts | {rate: 3e-4},
-                'thoughts: GRPO, KL 0.1': thoughts | {f'{policy}.kl': 0.1},
-                'thoughts: GRPO, groups of 16': thoughts | {f'{policy}.group': 16},
-                'thoughts: GRPO, 600 steps': thoughts | steps('practise', 3 * PRACTISE)}
+        ways = {f'thoughts: GRPO, {label}': own_way | {method: 'grpo', **changes}
+                for label, changes in (
+                    ('rate 1e-4', {'stages.practise.rates.language': 1e-4}),
+                    ('rate 3e-4', {'stages.practise.rates.language': 3e-4}),
+                    ('KL 0.1', {'stages.practise.policy.kl': 0.1}),
+                    ('groups of 16', {'stages.practise.policy.group': 16}),
+                    ('600 steps', steps('practise', 3 * PRACTISE)))}
+        rates = 'stages.perceive.rates'
+        ways |= {f'GRPO, {label}': learnt | changes for label, changes in (
+            ('rate 1e-4', {rates: {'language': 1e-4, 'connector': 1e-4}}),
+            ('rate 3e-4', {rates: {'language': 3e-4, 'connector': 3e-4}}),
+            ('KL 0.1', {'stages.perceive.policy.kl': 0.1}),
+            ('two tries', {'stages.perceive.policy.tries': 2}))}
         of_small = {}
     seeds = {'': SEEDS, '1': (1,), '2': (2,)}.get(arg, (0,))
     small, large = (product(axis('size', (size,)), axis('seed', seeds)) for size in SIZES)
