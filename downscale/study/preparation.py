@@ -97,6 +97,7 @@ def begun_before(study: Path, name: str, experiments: Sequence[Experiment]) -> l
         if cell not in named and folders:
             earlier[cell] = load(folders[0].parent)
     asked = {_of_any_seed(cell, cell.name): cell for cell in experiments}
+    called = {run['run_id']: run.get('changes', '') for run in before.get('runs', ())}
     for cell in earlier.values():
         now = asked.get(_of_any_seed(cell, cell.name), cell)
         if _settings(cell) != _settings(now):
@@ -106,7 +107,7 @@ def begun_before(study: Path, name: str, experiments: Sequence[Experiment]) -> l
             raise ValueError(f'{cell.name} in {study} goes on from {gone}, whose folder is gone; '
                              f'delete that of {cell.name} too')
         # Seeds of one setting are called alike, whatever it was called when they began.
-        earlier[cell.name] = replace(cell, label=now.label)
+        earlier[cell.name] = replace(cell, label=now.label or called.get(cell.name, ''))
     return list(earlier.values())
 
 

@@ -253,6 +253,22 @@ def test_a_label_is_what_a_run_is_told_to_change(tmp_path):
     assert config.load(tmp_path).label == 'slow'
 
 
+def test_a_piece_keeps_the_labels_of_others_and_gives_its_own_to_all_seeds(tmp_path):
+    def piece(seed, *changes):
+        cells = smoke_cells([{'size': 'w32d2', 'seed': seed, **more} for more in changes])[1:]
+        prepare(tmp_path, 'tiny', cells, True)
+        for cell in cells:
+            config.save(replace(cell, label=''), tmp_path / 'cells' / cell.name / 'text')
+        runs = read_json(tmp_path / 'study.json')['runs']
+        return {run['run_id']: run['changes'] for run in runs}
+    slow, slower = {RATE: 1e-3}, {RATE: 1e-4}
+    assert piece(0, slow, slower | {'label': 'very'}) == {
+        'w32d2-s0-language0.001': 'language0.001', 'w32d2-s0-language0.0001': 'very'}
+    assert piece(1, slow | {'label': 'slow'}) == {
+        'w32d2-s0-language0.001': 'slow', 'w32d2-s0-language0.0001': 'very',
+        'w32d2-s1-language0.001': 'slow'}
+
+
 @pytest.mark.parametrize(('more', 'line'), [
     ([{RATE: 1e-3, 'label': 'a'}, {RATE: 2e-3, 'label': 'a'}],
      "w32d2-s0-language0.001 and w32d2-s0-language0.002 are both labelled 'a'"),
