@@ -255,10 +255,11 @@ def test_a_label_is_what_a_run_is_told_to_change(tmp_path):
 
 def test_a_piece_keeps_the_labels_of_others_and_gives_its_own_to_all_seeds(tmp_path):
     def piece(seed, *changes):
-        cells = smoke_cells([{'size': 'w32d2', 'seed': seed, **more} for more in changes])[1:]
+        cells = smoke_cells([{'size': 'w32d2', 'seed': seed, **more} for more in changes])
         prepare(tmp_path, 'tiny', cells, True)
         for cell in cells:
-            config.save(replace(cell, label=''), tmp_path / 'cells' / cell.name / 'text')
+            config.save(replace(cell, label=''),
+                        tmp_path / 'cells' / cell.name / cell.stages[0].name)
         runs = read_json(tmp_path / 'study.json')['runs']
         return {run['run_id']: run['changes'] for run in runs}
     slow, slower = {RATE: 1e-3}, {RATE: 1e-4}
