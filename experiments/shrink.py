@@ -1,17 +1,18 @@
-"""How else does one model become small? Trained small, pruned and healed, or quantised.
+"""How else does one model become small? Trained, distilled, pruned and healed, or quantised.
 
 The world, the steps and the questions are those of `smoke.py`; nobody writes or reasons. w64d4 is
 trained, as are smaller sizes. From it layers are cut (those of least influence), half the hidden
 units and half the heads, each healed for a quarter of the steps of instruct; and its weights take 8
 or 4 bits, as do those of one that was pruned and healed. w64d4-d4 has lost nothing and is healed
-all the same: what it gains is training, not pruning. The report sets accuracy against the bytes of
-the language model, a line a way.
+all the same: what it gains is training, not pruning. Distilled sizes have the steps of trained
+ones and learn from w64d4 alone, what it would say next in text, alignment and instruct; they pay
+for its reading too. The report sets accuracy against the bytes of the language model, a line a way.
 
 Command:   downscale study experiments/shrink.py               (seed 0)
            downscale study experiments/shrink.py:3             (three seeds)
            downscale study experiments/shrink.py:dry           (every way once, tiny)
 Hardware:  2 CPU cores, 3 GiB of memory
-Time:      10 minutes of one core, a seed
+Time:      14 minutes of one core, a seed
 Expect:    of seed 0, 64 pictures: 4 bits cost next to nothing, and so do a layer and 4 bits after
            healing; see docs/results/shrink/README.md
 """
@@ -22,7 +23,7 @@ from downscale.experiment.sweeps import axis, product, union
 TRAINED = ('w64d4', 'w64d3', 'w64d2', 'w32d2')
 PRUNED = ('w64d4-d4', 'w64d4-d3', 'w64d4-d2', 'w64d4-f96', 'w64d4-d3-f96', 'w64d4-h2')
 QUANTISED = ('w64d4-int8', 'w64d4-int4', 'w64d4-d3-int4')
-DRY = ('w32d2',), ('w32d2-d1',), ('w32d2-int8', 'w32d2-d1-int4')
+DRY = ('w64d2', 'w32d2'), ('w32d2-d1',), ('w32d2-int8', 'w32d2-d1-int4')
 
 
 def get_config(arg=''):
@@ -62,7 +63,10 @@ def get_config(arg=''):
 def sweep(arg=''):
     """All sizes, each by its own way, a seed after the other."""
     trained, pruned, quantised = DRY if arg == 'dry' else (TRAINED, PRUNED, QUANTISED)
+    taught = {f'stages.{stage}.teacher': f'{trained[0]}/{stage}'
+              for stage in ('text', 'align', 'instruct')}
     ways = union(axis('size', trained),
+                 product(axis('size', trained[1:]), [taught | dict(label='distilled')]),
                  product(axis('size', pruned), [dict(stages=('shrink', 'heal'))]),
                  product(axis('size', quantised), [dict(stages=('shrink',))]))
     seeds = range(int(arg) if arg.isdecimal() else 1)

@@ -139,10 +139,15 @@ def check_sources(cells: Sequence[Experiment]) -> None:
 
 
 def way_of(cell: Experiment, by_name: Mapping[str, Experiment]) -> str:
-    """Return how a cell came to its size: 'trained', or what was done after that, with ' + '."""
+    """Return how a cell came to its size: 'trained', 'distilled' where a teacher of what it answers
+    with was followed, or what was done after that, with ' + '.
+    """
     source = source_of(cell, by_name)
     if source is None:
-        return 'trained'
+        # Writers and readers may be taught, and the model that answers is none of them.
+        taught = any(stage.teacher and stage.distil and not (stage.kind.writes or stage.kind.reads)
+                     for stage in cell.stages)
+        return 'distilled' if taught else 'trained'
     before = way_of(source, by_name)
     done = [before] if before != 'trained' else []
     if source.language != cell.language:

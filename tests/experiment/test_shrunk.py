@@ -111,6 +111,18 @@ def test_what_is_quantised_was_healed_where_its_size_was_cut():
         'w32d2-int8-s0': 'quantised', 'w32d2-d1-int4-s0': 'pruned + healed + quantised'}
 
 
+@pytest.mark.parametrize(('changes', 'way'), [
+    ({'stages.instruct.teacher': 'w64d2/instruct'}, 'distilled'),
+    ({'stages.text.teacher': 'w64d2/text'}, 'distilled'),
+    ({'stages.instruct.teacher': 'w64d2/instruct', 'stages.instruct.distil': 0.}, 'trained'),
+    ({'stages.extract.teacher': 'w64d2/extract'}, 'trained'),  # it writes, and answers nothing
+    ({'stages.reason.teacher': 'w64d2/reason'}, 'trained')])
+def test_a_size_is_distilled_where_what_answers_followed_a_teacher(changes, way):
+    made = cells({'size': 'w64d2', 'seed': 0}, BASE | changes)
+    found = {way_of(cell, made) for cell in made.values() if cell.size == 'w32d2'}
+    assert way in found and found <= {way, 'trained'}
+
+
 def test_ways_are_a_factor_where_there_are_several():
     assert ways_of([{'run_id': 'a', 'way': 'trained'}, {'run_id': 'b', 'way': 'trained'}]) == {}
     assert ways_of([{'run_id': 'a', 'way': 'trained'}, {'run_id': 'b', 'way': 'quantised'}]) == {
