@@ -159,7 +159,7 @@ def _asked(engine: Engine, model: Model, items: Sequence[Item], report: Any) -> 
     asked += [(item, wording.describe(item, CAPTION), plan.write, None) for item in scenes]
     replies = _replies(engine, asked, lambda done: report(model.name, done, len(asked)))
     written = []
-    likeliest = []
+    likeliest: list[float | None] = []
     for item, place_of in zip(items, first, strict=True):
         text, answered = answer_in(replies[place_of].text, None)
         written.append(item.judge(text, False)[2] if answered else 0.0)
