@@ -22,6 +22,7 @@ from downscale.statistics.bootstrap import Interval
 
 KINDS = ('visual', 'knowledge')
 MARKS = 'osD^vPX*'   # of ways
+BALANCED = 'Balanced: all right answers of a family count alike; what is gone there was guessing.'
 
 
 def html(result: dict[str, dict[str, Any]], out: Path) -> str:
@@ -198,17 +199,18 @@ def repairs(result: dict[str, Any], out: Path) -> str:
     readers = result['readers']
     over_base = (f'minus {base}', 'share of the drop') if base else ()
     head = ('size', 'text', 'FLOPs', 'tokens', 'seeds', *(f'read by {name}' for name in readers),
-            *over_base, 'minus extraction of equal FLOPs')
+            *over_base, 'minus extraction of equal FLOPs', 'balanced', 'minus it, balanced')
     rows = []
     for row in result['rows']:
         flops = '–' if row['flops'] is None else f'{row["flops"]:.3g}'
         gains = (row['gain'], row['repaired']) if base else ()
-        rows.append([row['size'], row['arm'], flops, row['tokens'], _seeds(row),
-                     *(row['readers'].get(name) for name in readers), *gains,
-                     row['equal'] and row['equal']['gain']])
-    notes = ('Differences are over the seeds that both have. Equal FLOPs: the extraction of '
-             'nearest training FLOPs, within a tenth. '
-             'A text that helps one reader only has learnt that reader: compare the columns.')
+        equal = row['equal'] or {}
+        rows.append([row['size'], row['arm'], flops, row['tokens'], _seeds(row), *(
+            row['readers'].get(name) for name in readers), *gains, equal.get('gain'),
+                     row['balanced'], equal.get('balanced')])
+    notes = ('Differences are over the seeds that both have. Equal FLOPs: the extraction nearest '
+             'in FLOPs, within a tenth. A text that helps one reader only has learnt that reader: '
+             f'compare the columns. {BALANCED}')
     if base:
         notes = (f'Share of the drop: what is gained over the plain {base} of this size, as a '
                  'share of what that loses from the largest size to this one; without ends where '
@@ -247,10 +249,7 @@ def best_text(result: dict[str, Any]) -> str:
 
 
 def by_arm(result: dict[str, Any]) -> figures.Drawing:
-    """Return accuracy of every way to write: a panel a size, a line an arm, a mark a reader.
-
-    Arms of a size go from the fewest training FLOPs to the most, which stand beside their names.
-    """
+    """Return accuracy of every way to write: a panel a size, a line an arm by its FLOPs."""
     by_size = {}
     for row in result['rows']:
         by_size.setdefault(row['size'], []).append(row)
@@ -316,11 +315,12 @@ def readers(result: dict[str, Any], out: Path) -> str:
     """Return the table of reasoners that were trained in more than one way."""
     kinds = result['kinds']
     head = ('size', 'reasoner', *(f'true {kind}' for kind in kinds),
-            *(f'{kind}: minus plain' for kind in kinds))
-    rows = [[row['size'], row['reader'], *(row['true'].get(kind) for kind in kinds),
-             *(row['over_plain'].get(kind) for kind in kinds)] for row in result['rows']]
+            *(f'{kind}: minus plain' for kind in kinds),
+            *(f'{kind}: balanced' for kind in kinds))
+    rows = [[row['size'], row['reader'], *(row[key].get(kind) for key in (
+        'true', 'over_plain', 'balanced') for kind in kinds)] for row in result['rows']]
     notes = ('Accuracy in visual families from true texts, behind a thought; differences are over '
-             'the seeds that both have, and not adjusted for their number.')
+             f'the seeds that both have, and not adjusted for their number. {BALANCED}')
     return page.table(head, rows) + page.paragraph(notes, 'soft')
 
 

@@ -1,5 +1,6 @@
 """Reasoners side by side: what was planted in one that was trained otherwise is found."""
 import shutil
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,42 @@ def test_what_is_perceived_has_the_true_text_of_an_extraction(planted, tmp_path)
         pq.write_table(pa.Table.from_pylist(rows + more, schema=table.schema), path)
     result = by_reader(measures.scored(load_study(folder), 200))
     assert set(result['kinds']) == set(GAINS)
+
+
+def with_golds(planted, folder, gold_of, score=lambda practised, row: row['score']):
+    """The planted study with other right answers, and other scores of the small reasoners."""
+    shutil.copytree(planted, folder)
+    for path in folder.glob('evaluations/*/items.parquet'):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for row in rows:
+            row['gold'] = gold_of(row['item_id'])
+            if row['condition'] == 'gold_text':
+                row['score'] = score('practised' in path.parent.name, row)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    return by_reader(measures.scored(load_study(folder), 200))
+
+
+def gains(result, what):
+    practised, = (row for row in result['rows'] if row['reader'] == 'methodgrpo')
+    return practised[what]
+
+
+def test_a_gain_of_guessing_is_gone_where_right_answers_count_alike(planted, tmp_path):
+    """The plain reasoner always says what is rarely right, the practised one what often is."""
+    result = with_golds(
+        planted, tmp_path / 'study',
+        lambda item: 'rare' if zlib.crc32(item.encode()) % 4 == 0 else 'often',
+        lambda practised, row: float((row['gold'] == 'often') == practised))
+    for kind in GAINS:
+        assert gains(result, 'over_plain')[kind].value == pytest.approx(.5, abs=.08)
+        assert gains(result, 'balanced')[kind].value == pytest.approx(0)
+
+
+def test_questions_with_an_answer_each_are_balanced_as_they_are(planted, tmp_path):
+    result = with_golds(planted, tmp_path / 'study', lambda item: item)
+    for kind, plain in gains(result, 'over_plain').items():
+        assert gains(result, 'balanced')[kind] == plain and plain.low > 0
 
 
 def test_what_was_planted_in_a_reasoner_is_found(planted):

@@ -5,6 +5,7 @@ from typing import Any
 from downscale.analysis import measures
 from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import MODES, Missing, Scored, Size
+from downscale.analysis.varied.balance import balanced
 from downscale.results.factors import apart
 from downscale.results.study import Cell
 from downscale.results.text_kinds import BEST_FIRST, EXTRACTION, PERCEIVED
@@ -21,7 +22,8 @@ def by_reader(s: Scored, mode: str = 'think') -> dict[str, Any]:
     'rows', the smallest size first.
 
     A row has size, reader ('plain', or what its cell changes), 'true' {kind of text: Interval from
-    true texts} and 'over_plain' {kind: Interval of its difference from the plain one of its size}.
+    true texts} and 'over_plain' {kind: Interval of its difference from the plain one of its size},
+    and 'balanced' {kind: the same with all right answers alike} (`balance`).
     `Missing` where none was trained otherwise, or none thought about a true text.
     """
     if not has_readers(s):
@@ -40,8 +42,10 @@ def by_reader(s: Scored, mode: str = 'think') -> dict[str, Any]:
     # Each reader is a size of its own to the intervals, and is held against the plain one's seeds.
     plain = {size.name: size for changes, size in readers if not changes}
     rows = []
+    alike = balanced(whole)
     for changes, size in readers:
-        row = {'size': size.name, 'reader': changes or 'plain', 'true': {}, 'over_plain': {}}
+        row = {'size': size.name, 'reader': changes or 'plain', 'true': {}, 'over_plain': {},
+               'balanced': {}}
         for kind in kinds:
             cells = _cells(whole, size, kind, mode)
             base = _cells(whole, plain[size.name], kind, mode) if size.name in plain else []
@@ -49,6 +53,7 @@ def by_reader(s: Scored, mode: str = 'think') -> dict[str, Any]:
                 row['true'][kind] = over(whole, [cells], ((1,), visual))
             if cells and base and cells != base:
                 row['over_plain'][kind] = over(whole, [cells, base], ((1, -1), visual))
+                row['balanced'][kind] = over(alike, [cells, base], ((1, -1), visual))
         rows.append(row)
     return {'mode': mode, 'kinds': kinds, 'rows': rows}
 

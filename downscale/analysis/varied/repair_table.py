@@ -8,6 +8,7 @@ from downscale.analysis import accuracy, measures
 from downscale.analysis.contrasts import EQUAL, families_of, over
 from downscale.analysis.measures import Missing, Scored
 from downscale.analysis.repairs import arms, cells_of, nearest, of_arms, readers_of
+from downscale.analysis.varied.balance import balanced
 from downscale.results.text_kinds import CAPTION, EXTRACTION
 from downscale.statistics import inference
 
@@ -19,8 +20,9 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
     A row has size, arm, method, flops, tokens of a text, 'readers' {size: Interval of accuracy in
     visual families}, and, read by the largest: 'gain' over the base (the plain caption, or else
     the plain extraction), 'repaired', the gain as a share of what the base loses from the largest
-    size to this one, and 'equal' (arm, flops, gain) over the extraction of nearest training FLOPs,
-    None where none is within a tenth. `Missing` with a single arm.
+    size to this one, and 'equal' (arm, flops, gain, balanced) over the extraction of nearest
+    training FLOPs, None where none is within a tenth. 'balanced' is accuracy, and there the gain,
+    with all right answers alike (`balance`). `Missing` with a single arm.
     """
     made = arms(s)
     if len({arm.name for arm in made}) < 2:
@@ -39,8 +41,9 @@ def side_by_side(s: Scored, mode: str = '') -> dict[str, Any]:
     base = next((kind for kind in (CAPTION, EXTRACTION) if kind in plain), None)
     result = {'mode': modes[0], 'base': base, 'reader': readers[-1], 'readers': readers,
               'floor': _floor(s), 'rows': []}
+    alike = balanced(both)
     for arm in made:
-        result['rows'].append(_row(both, arm, made, result))
+        result['rows'].append(_row(both, alike, arm, made, result))
     return result
 
 
@@ -53,17 +56,20 @@ def _floor(s):
     return visual and visual['guesses']['floor']
 
 
-def _row(s, arm, made, result):
-    """Return the row of an arm in `side_by_side`."""
+def _row(s, alike, arm, made, result):
+    """Return the row of an arm in `side_by_side`; `alike` is the balanced study."""
     mode, reader = result['mode'], result['reader']
     visual, _ = families_of(s)
     row = {'size': arm.size.name, 'arm': arm.name, 'method': arm.method, 'flops': arm.flops,
-           'tokens': _tokens(s, arm), 'readers': {}, 'gain': None, 'repaired': None, 'equal': None}
+           'tokens': _tokens(s, arm), 'readers': {}, 'gain': None, 'repaired': None, 'equal': None,
+           'balanced': None}
     for name in result['readers']:
         by_reader = cells_of(s, arm, name, mode)
         if by_reader:
             row['readers'][name] = over(s, [by_reader], ((1,), visual))
     cells = cells_of(s, arm, reader, mode)
+    if cells:
+        row['balanced'] = over(alike, [cells], ((1,), visual))
     bases = [other for other in made if other.kind == result['base'] and not other.changes]
     at = {other.size.name: cells_of(s, other, reader, mode) for other in bases}
     largest = bases[-1].size.name if bases else ''
@@ -76,7 +82,8 @@ def _row(s, arm, made, result):
         theirs = cells_of(s, rival, reader, mode)
         if theirs:
             row['equal'] = {'arm': rival.name, 'flops': rival.flops,
-                            'gain': over(s, [cells, theirs], ((1, -1), visual))}
+                            'gain': over(s, [cells, theirs], ((1, -1), visual)),
+                            'balanced': over(alike, [cells, theirs], ((1, -1), visual))}
     return row
 
 
