@@ -108,9 +108,10 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in (JOINT, EXPLAINED):
         rows = joint(replies, experiment, items, data, report, name == EXPLAINED)
     elif name == 'reason':
-        texts = _texts(study, experiment, items, {
-            kind: [other for other in cells if other.name in new]
-            for kind, cells in (writers or {}).items()}, engine.encoder, true=read is None)
+        fresh = {}
+        for kind, cells in (writers or {}).items():
+            fresh[kind] = [other for other in cells if other.name in new]
+        texts = _texts(study, experiment, items, fresh, engine.encoder, true=read is None)
         rows = decoupled.answer(replies, experiment, items, texts, data, report)
     else:
         rows = decoupled.describe(replies, experiment, items, name, report)

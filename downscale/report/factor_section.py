@@ -1,4 +1,5 @@
 """Sections of the report on what a study varies: its factors, ways to be small, ways to write."""
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,15 @@ def repairs(result: dict[str, Any], out: Path) -> str:
         flops = '–' if row['flops'] is None else f'{row["flops"]:.3g}'
         gains = (row['gain'], row['repaired']) if base else ()
         equal = row['equal'] or {}
-        rows.append([row['size'], row['arm'], flops, row['tokens'], _seeds(row), *(
-            row['readers'].get(name) for name in readers), *gains, equal.get('gain'),
-                     row['balanced'], equal.get('balanced')])
+        read = map(row['readers'].get, readers)
+        rows.append([row['size'], row['arm'], flops, row['tokens'], _seeds(row), *read, *gains,
+                     equal.get('gain'), row['balanced'], equal.get('balanced')])
     notes = ('Differences are over the seeds that both have. Equal FLOPs: the extraction nearest '
              'in FLOPs, within a tenth. A text that helps one reader only has learnt that reader: '
              f'compare the columns. {BALANCED}')
     if base:
-        notes = (f'Share of the drop: what is gained over the plain {base} of this size, as a '
-                 'share of what that loses from the largest size to this one; without ends where '
-                 f'it may have lost nothing. {notes}')
+        notes = (f'Share of the drop: the gain over the plain {base} of this size, of what that '
+                 f'loses from the largest; without ends where it may have lost nothing. {notes}')
     return (page.paragraph(best_text(result)) + page.figure(svg, caption)
             + page.details('Table', page.table(head, rows) + page.paragraph(notes, 'soft')))
 
@@ -255,13 +255,12 @@ def by_arm(result: dict[str, Any]) -> figures.Drawing:
         by_size.setdefault(row['size'], []).append(row)
     for arms in by_size.values():
         arms.sort(key=lambda row: (row['flops'] is None, row['flops'] or 0))
-    counts = [len(arms) for arms in by_size.values()]
+    counts = list(map(len, by_size.values()))
     figure = plotting().figure.Figure(figsize=(7.2, sum(.24 * count + .75 for count in counts)))
     axes = figure.subplots(len(counts), 1, squeeze=False, sharex=True,
                            gridspec_kw={'height_ratios': [count + 1 for count in counts]})
     readers = result['readers']
-    handles = {}
-    rows = []
+    handles, rows = {}, []
     for axis, (size, arms) in zip(axes.ravel(), by_size.items(), strict=True):
         for line, row in enumerate(arms):
             for reader, x in row['readers'].items():
@@ -282,8 +281,7 @@ def by_arm(result: dict[str, Any]) -> figures.Drawing:
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
     axes[-1, 0].set_xlabel('accuracy in visual families (training FLOPs behind the name)')
     figure.tight_layout()
-    figure.legend(handles.values(), handles.keys(), loc='lower left', ncols=3, fontsize=8.5,
-                  bbox_to_anchor=(0, 1))
+    figure.legend(handles.values(), handles, loc='lower left', ncols=3, bbox_to_anchor=(0, 1))
     return figure, rows
 
 
@@ -317,8 +315,10 @@ def readers(result: dict[str, Any], out: Path) -> str:
     head = ('size', 'reasoner', *(f'true {kind}' for kind in kinds),
             *(f'{kind}: minus plain' for kind in kinds),
             *(f'{kind}: balanced' for kind in kinds))
-    rows = [[row['size'], row['reader'], *(row[key].get(kind) for key in (
-        'true', 'over_plain', 'balanced') for kind in kinds)] for row in result['rows']]
+    columns = list(itertools.product(('true', 'over_plain', 'balanced'), kinds))
+    rows = []
+    for row in result['rows']:
+        rows.append([row['size'], row['reader'], *(row[key].get(kind) for key, kind in columns)])
     notes = ('Accuracy in visual families from true texts, behind a thought; differences are over '
              f'the seeds that both have, and not adjusted for their number. {BALANCED}')
     return page.table(head, rows) + page.paragraph(notes, 'soft')
