@@ -79,10 +79,16 @@ def test_weights_of_few_bits_are_on_their_grid_where_they_are_asked(study):
 
 def test_runs_say_how_they_came_to_their_size_and_what_they_take(study):
     runs = {run['run_id']: run for run in read_json(study / 'study.json')['runs']}
-    assert {name: run['way'] for name, run in runs.items()} == {
-        'w32d2-s0': 'trained', 'w32d2-d1-s0': 'pruned + healed', 'w32d2-int8-s0': 'quantised',
-        'w32d2-d1-int4-s0': 'pruned + healed + quantised'}
-    base, pruned, quantised, both = (runs[name]['bytes'] for name in runs)
+    ways = {name: run['way'] for name, run in runs.items()}
+    distilled = next(name for name, way in ways.items() if way == 'distilled')
+    assert ways == {
+        'w64d2-s0': 'trained', 'w32d2-s0': 'trained', 'w32d2-d1-s0': 'pruned + healed',
+        'w32d2-int8-s0': 'quantised', 'w32d2-d1-int4-s0': 'pruned + healed + quantised',
+        distilled: 'distilled'}
+    assert runs[distilled]['changes'] == 'distilled' and 'teacher-w64d2' in distilled
+    base, pruned, quantised, both = (runs[f'w32d2{cut}-s0']['bytes'] for cut in (
+        '', '-d1', '-int8', '-d1-int4'))
+    assert base == runs[distilled]['bytes']
     assert base == stored_bytes(config.load(study / 'cells/w32d2-s0/instruct').language)
     assert base / 2 < quantised < 0.6 * base < pruned < base and both < pruned / 3
 
@@ -91,12 +97,13 @@ def test_the_report_has_a_line_a_way_and_compares_sizes_of_one_way_only(study):
     report = read_json(study / 'report/report.json')
     points = report['ways']['points']
     assert [(point['way'], point['size']) for point in points] == [
-        ('trained', 'w32d2'), ('pruned + healed', 'w32d2-d1'), ('quantised', 'w32d2-int8'),
+        ('trained', 'w32d2'), ('trained', 'w64d2'), ('distilled', 'w32d2 distilled'),
+        ('pruned + healed', 'w32d2-d1'), ('quantised', 'w32d2-int8'),
         ('pruned + healed + quantised', 'w32d2-d1-int4')]
     with (study / 'report/ways.csv').open() as rows:
         assert len(list(csv.DictReader(rows))) == len(points) * len(report['ways']['kinds'])
     assert (study / 'report/ways.png').stat().st_size > 5000
-    assert list(report['answer']['sizes']) == ['w32d2']
+    assert list(report['answer']['sizes']) == ['w32d2', 'w64d2']
     html = (study / 'report/report.html').read_text()
     assert 'Accuracy against bytes' in html and 'pruned + healed' in html
     assert not [row for row in load_study(study).unfinished]
