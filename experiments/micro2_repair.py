@@ -37,10 +37,12 @@ in seeds 1 and 2 as well, w64d4 does not.
 
 Command:   downscale study experiments/micro2_repair.py:0 --out runs/micro2_repair  (seed 0; :1, :2)
            downscale study experiments/micro2_repair.py              (the study)
+           downscale study experiments/micro2_repair.py:search       (other settings, seed 0)
            downscale study experiments/micro2_repair.py:dry          (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
-Time:      26 to 42 minutes of two cores a seed
-Expect:    no verdict, since the gate fails; of w64d4 more examples are worth 0.05 more than GRPO:
+Time:      45 to 60 minutes of two cores a seed
+Expect:    no verdict, since the gate fails; of w64d4 more examples are worth 0.05 more than GRPO,
+           what GRPO gains is guessing, and a writer keeps the answers that it replays:
            docs/results/repair_2
 """
 from ml_collections import ConfigDict
