@@ -90,8 +90,9 @@ def _method(s, run, stage, like):
         if trained.stage.get('teacher') and trained.stage.get('distil', 1):
             return TAUGHT
         usual = costs.stages_of(s).get((like, stage), trained).stage
-        same = all(value == usual.get(name) for name, value in trained.stage.items()
-                   if name not in _FREE)
+        # A setting that is off may not be there at all.
+        same = all(trained.stage.get(name) == usual.get(name)
+                   for name in {*trained.stage, *usual} - {*_FREE})
         return '' if same else OTHERWISE
     policy = trained.stage.get('policy', {})
     # A control is no method of its own, and no claim about the method may take it for that.

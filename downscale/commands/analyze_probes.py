@@ -83,17 +83,16 @@ def show_forgetting(args: argparse.Namespace) -> None:
     What was asked is kept in the study, so that the same command goes on.
     """
     from downscale.probe.captions import ALL
-    from downscale.probe.forgetting import CONSTANT, FACTS, VISUAL, forgetting_rows
+    from downscale.probe.forgetting import CONSTANT, FACTS, VISUAL, forgetting_rows, of_settings
     check_resamples(args.bootstraps)
     shown_on = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
         rows, notes = forgetting_rows(args.study, args.bootstraps, args.seed, bars)
     notes = [*notes, 'before: the stage that answered, from which the writer went on; likeliest: '
              "of the family's answers; caption: share of the fields of a scene that it tells"]
-    means = [row for row in rows if row.seeds > 1] or rows
-    shown = [row for row in means if row.family in (VISUAL, FACTS, ALL)]
+    shown = [row for row in of_settings(rows) if row.family in (VISUAL, FACTS, ALL)]
     leave(args, 'forgetting', rows, [*shown, *(row for row in rows if row.table == CONSTANT)],
-          notes, forgetting_dots, rows)
+          notes, forgetting_dots, shown)
 
 
 def _site(row):

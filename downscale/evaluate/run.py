@@ -18,7 +18,8 @@ from downscale.generate.engine import Engine
 from downscale.generate.replies import Replies, Report
 from downscale.model.init import abstract_params
 from downscale.model.vlm import Vlm
-from downscale.results.items import write_items, write_texts
+from downscale.results.items import LATER, write_items, write_texts
+from downscale.results.throughput import together
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
 from downscale.stage_config import reader_of
@@ -92,7 +93,13 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
         written = processes.once(lambda: _written(study, writers or {}))
     new = [run for run, digest in (written or {}).items()
            if (read or {}).get(run) not in (digest, UNKNOWN)]
+    done = {'hash': experiment.hash}
+    if written is not None:
+        # What was read before digests were kept is taken to be what lies there now.
+        done['read'] = {**(read or {}), **written}
     if not new and processes.once(lambda: is_done(folder, experiment)):
+        if read is not None and UNKNOWN in read.values():
+            processes.once(lambda: write_json(folder / 'DONE.json', done))
         return
     # 1. The replies, by all processes.
     items = test_items(study, experiment)
@@ -120,28 +127,35 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     if name in WRITER and experiment.evaluation.question_hidden:
         processes.once(lambda: write_json(folder / 'handed_over.json',
                                           decoupled.handed_over(items, rows)))
-    done = {'hash': experiment.hash}
-    if written is not None:
-        done['read'] = {**(read or {}), **{run: written[run] for run in new}}
-
-    def finish():
-        # What a reasoner has answered before stays, but of texts that were written anew.
-        before = [] if read is None else _table(folder / 'items.parquet')
-        kept = [row for row in before if row['p_run'] not in new]
-        _finish(folder, done, name, kept + rows, replies)
-    processes.once(finish)
+    cost = replies.summary()
+    if read is None:
+        processes.once(lambda: _finish(folder, done, name, rows, cost))
+    else:
+        processes.once(lambda: _add(folder, done, new, rows, cost))
+    processes.once(replies.remove)  # no longer needed
 
 
-def _finish(folder, done, name, rows, replies):
-    """Write the rows of an evaluation, and that it is `done`."""
+def _finish(folder, done, name, rows, cost):
+    """Write the rows of an evaluation, what they cost, and that it is `done`."""
     if name in WRITER:
         write_texts(folder / 'texts.parquet', rows)
     else:
         write_items(folder / 'items.parquet', rows)
-    write_json(folder / 'throughput.json', replies.summary())
-    # A folder without it is evaluated again; what was kept for that is no longer needed.
+    write_json(folder / 'throughput.json', cost)
+    # A folder without it is evaluated again.
     write_json(folder / 'DONE.json', done)
-    replies.remove()
+
+
+def _add(folder, done, new, rows, cost):
+    """Write the rows of a reasoner that has read the texts of the runs `new` since."""
+    # What it has answered before stays, but of texts that were written anew.
+    kept = [dict.fromkeys(LATER.names, '') | row for row in _table(folder / 'items.parquet')
+            if row['p_run'] not in new]
+    write_items(folder / 'items.parquet', kept + rows)
+    write_json(folder / 'DONE.json', done)
+    # Last: a process that is killed before does not count the same twice.
+    before = read_json(folder / 'throughput.json')
+    write_json(folder / 'throughput.json', together(before, cost) if before else cost)
 
 
 def _read_before(folder: Path, experiment: Experiment) -> dict[str, str] | None:

@@ -144,9 +144,9 @@ def way_of(cell: Experiment, by_name: Mapping[str, Experiment]) -> str:
     """
     source = source_of(cell, by_name)
     if source is None:
-        # Writers and readers may be taught, and the model that answers is none of them.
-        taught = any(stage.teacher and stage.distil and not (stage.kind.writes or stage.kind.reads)
-                     for stage in cell.stages)
+        # Others may be taught that start from the model that answers, and are not it.
+        taught = any(stage.teacher and stage.distil and not (
+            stage.kind.writes or stage.kind.reads or stage.kind.explains) for stage in cell.stages)
         return 'distilled' if taught else 'trained'
     before = way_of(source, by_name)
     done = [before] if before != 'trained' else []

@@ -106,7 +106,7 @@ def is_asked_otherwise(point: dict[str, Any]) -> bool:
 def trained(point: dict[str, Any]) -> Hashable:
     """Return a key that is equal for points whose cells train alike and are asked otherwise."""
     return _frozen({key: value for key, value in point.items()
-                    if key.partition('.')[0] != ASKED})
+                    if key not in ('budget', 'label') and key.partition('.')[0] != ASKED})
 
 
 def name_of(point: dict[str, Any]) -> str:

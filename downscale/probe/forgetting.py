@@ -8,6 +8,7 @@ Needs JAX and the checkpoints of a study; what was asked is kept, so that a kill
 """
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,11 @@ def forgetting_rows(study: PathLike, bootstraps: int = 2000, seed: int = 0,
     if not before:
         raise ValueError(f'{study}: no finished stage that writes goes on from a finished one that '
                          f'answers{"".join(f"; {note}" for note in notes[:2])}')
+    before, others = _of_one_data(before)
+    notes += others
     items = test_items(study, before[0][0].cell)
+    if not items:
+        raise ValueError(f'{study}: evaluation.scenes is 0, so that nothing is asked')
     # 1. What every model can do; what stands before several writers is asked once.
     can = {}
     for pair in before:
@@ -82,8 +87,10 @@ def forgetting_rows(study: PathLike, bootstraps: int = 2000, seed: int = 0,
     for name, pairs in settings.items():
         if len(pairs) > 1:
             rows += _rows(f'{name}, mean over seeds', items, [*pairs.values()], bootstraps, seed)
+        note = f'in the mean of {name}' if len(pairs) > 1 else ''
         for writer, pair in pairs.items():
-            rows += _rows(writer, items, [pair], bootstraps, seed)
+            rows += [replace(row, note=note)
+                     for row in _rows(writer, items, [pair], bootstraps, seed)]
     return rows, notes
 
 
@@ -103,6 +110,16 @@ def _writers(study: PathLike) -> tuple[list[tuple[Model, Model]], list[str]]:
             else:
                 writers.append((Model(cell, name), base))
     return writers, notes
+
+
+def _of_one_data(pairs):
+    """Return (the pairs that were asked what the first was, notes on those left out)."""
+    def asked(pair):
+        cell = pair[0].cell
+        return repr((cell.world, cell.data, cell.evaluation))
+    same = [pair for pair in pairs if asked(pair) == asked(pairs[0])]
+    return same, [f'{pair[0].name}: left out, since its world, data or evaluation are not those of '
+                  f'{pairs[0][0].name}' for pair in pairs if pair not in same]
 
 
 def _answered(study: PathLike, cell: Experiment, stage: str) -> Model | None:
@@ -130,7 +147,7 @@ def _ask(study: PathLike, model: Model, items: Sequence[Item], report: Any) -> d
     """
     path = place(study) / 'forgetting' / f'{model.name.replace("/", "-")}.json'
     digest = hash_of([fingerprint(folder_of(study, model.cell, model.stage)),
-                      data_hash(model.cell), len(items), MOST])
+                      data_hash(model.cell), MOST, [item.question.item_id for item in items]])
     kept = read_json(path)
     if kept is None or kept.get('hash') != digest:
         engine, _ = engine_of(study, model.cell, model.stage)
@@ -209,6 +226,11 @@ def scenes_of(items: Sequence[Item]) -> list[Item]:
         if item.example.count == 1 and item.example.caption:
             scenes.setdefault(item.example.scene_id, item)
     return list(scenes.values())
+
+
+def of_settings(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of writers: of each setting those of its mean over seeds, or else its own."""
+    return [row for row in rows if row.table != CONSTANT and (row.seeds > 1 or not row.note)]
 
 
 # --- rows ---------------------------------------------------------------------------------------

@@ -157,12 +157,9 @@ def told_map(found: Any) -> Drawing:
 def forgetting_dots(found: Any) -> Drawing:
     """Return what each writer can do before (hollow) and after (full), a panel a kind of question.
 
-    `found` are rows of `forgetting.forgetting_rows`, of which means over seeds are drawn, if there
-    are any. Blue where the change is clear.
+    `found` are rows of `forgetting.forgetting_rows` of whole kinds. Blue where the change is clear.
     """
-    rows = [row for row in found if row.what in ('before', 'after', 'change')
-            and row.family in ('visual', 'facts', 'all fields')]
-    rows = [row for row in rows if row.seeds > 1] or rows
+    rows = found
     panels = list(dict.fromkeys((row.setting, row.family) for row in rows))
     writers = list(dict.fromkeys(row.table for row in rows))
     by_place = {(row.table, row.setting, row.family, row.what): row for row in rows}

@@ -28,6 +28,21 @@ def read_throughput(root: Path) -> dict[str, dict[str, Any] | None]:
     return {folder.name: _read(folder / 'throughput.json') for folder in sorted(folders)}
 
 
+def together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of two parts of one evaluation as those of the whole.
+
+    Shares of slots are weighed by tokens, and those of padding, whose sizes are not kept, by rows.
+    """
+    figures = {name: first[name] + second[name] for name in COUNTS}
+    figures['tokens_per_second'] = figures['tokens'] / figures['seconds'] \
+        if figures['seconds'] else 0.0
+    for name, by in (('slot_occupancy', 'tokens'), ('padding_waste', 'rows')):
+        parts = [part for part in (first, second) if part[name] is not None and part[by]]
+        weight = sum(part[by] for part in parts)
+        figures[name] = sum(part[name] * part[by] for part in parts) / weight if weight else None
+    return figures
+
+
 def _read(path):
     if not path.is_file():
         return None

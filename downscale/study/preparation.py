@@ -107,7 +107,8 @@ def begun_before(study: Path, name: str, experiments: Sequence[Experiment]) -> l
             raise ValueError(f'{cell.name} in {study} goes on from {gone}, whose folder is gone; '
                              f'delete that of {cell.name} too')
         # Seeds of one setting are called alike, whatever it was called when they began.
-        earlier[cell.name] = replace(cell, label=now.label or called.get(cell.name, ''))
+        earlier[cell.name] = replace(cell, label=called.get(
+            cell.name, cell.label) if now is cell else now.label)
     return list(earlier.values())
 
 

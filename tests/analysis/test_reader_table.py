@@ -9,6 +9,7 @@ import pytest
 
 from downscale.analysis import measures, synth
 from downscale.analysis.measures import Missing
+from downscale.analysis.varied.balance import balanced
 from downscale.analysis.varied.reader_table import by_reader, has_readers
 from downscale.commands import main
 from downscale.results.study import load_study
@@ -101,6 +102,27 @@ def test_questions_with_an_answer_each_are_balanced_as_they_are(planted, tmp_pat
     result = with_golds(planted, tmp_path / 'study', lambda item: item)
     for kind, plain in gains(result, 'over_plain').items():
         assert gains(result, 'balanced')[kind] == plain and plain.low > 0
+
+
+def test_cells_that_were_asked_different_questions_are_balanced_apart(planted, tmp_path):
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('evaluations/*/items.parquet'):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for row in rows:
+            # Of practised readers other questions, of which the rarer answer is the frequent one.
+            other = 'practised' in path.parent.name
+            row['item_id'] += '-other' * other
+            rare = zlib.crc32(row['item_id'][:9].encode()) % 4 == 0
+            row['gold'] = 'a' if rare != other else 'b'
+            row['score'] = 1.
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    s = balanced(measures.scored(load_study(folder), 20))
+    for rows in s.study.cells.values():
+        task, score = (s.study.items[name][rows] for name in ('task', 'score'))
+        for name in set(task):
+            assert np.mean(score[task == name]) == pytest.approx(1)
 
 
 def test_what_was_planted_in_a_reasoner_is_found(planted):

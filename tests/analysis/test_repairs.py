@@ -297,6 +297,19 @@ def test_more_extraction_is_more_of_the_same(planted, tmp_path, changes, rival):
     assert ('steps8000' in found.where) == rival
 
 
+def test_a_setting_that_an_arm_has_not_makes_another_tuning(planted, tmp_path):
+    """What is off, such as a decay of 0, is not stored."""
+    folder = tmp_path / 'study'
+    shutil.copytree(planted, folder)
+    for path in folder.glob('cells/*/extract/experiment.json'):
+        if 'steps8000' not in str(path):
+            value = read_json(path)
+            value['stages'][0]['decay'] = .2
+            write_json(path, value)
+    assert {arm.changes for arm in repairs.arms(scored(folder))
+            if arm.method == repairs.OTHERWISE} == {'steps8000'}
+
+
 def test_no_claim_takes_a_scrambled_control_for_its_method(planted, tmp_path):
     folder = only(planted, tmp_path / 'study', lambda row: not (
         row['text_kind'] == 'perceived' and not row['p_run'].endswith('methodrejection')))

@@ -12,7 +12,9 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.generate.engine import Stats
 from downscale.generate.requests import Reply
-from downscale.results.items import write_texts
+from downscale.results.items import LATER, write_texts
+from downscale.results.throughput import together
+from downscale.runtime.files import read_json, write_json
 from downscale.study.preparation import prepare
 
 
@@ -129,3 +131,45 @@ def test_a_folder_of_before_digests_were_kept_is_read_by_the_names_in_it(study):
     assert len(engines) == 1
     rows = read(folder, large, [small_one, large])
     assert len(engines) == 2 and reads(rows, small_one, 'ring') > 0
+    # From then on what is written anew is read anew there, too.
+    write(folder, large, 'star')
+    rows = read(folder, large, [small_one, large])
+    assert reads(rows, large, 'star') > 0 == reads(rows, large, 'ring')
+
+
+def test_a_table_of_before_some_columns_were_kept_gains_rows(study):
+    folder, cells, engines = study
+    for cell in cells.values():
+        write(folder, cell, 'ring')
+    small_one, large = cells['w32d1-s0'], cells['w64d2-s0']
+    read(folder, large, [large])
+    path = folder / 'evaluations' / f'reason-{large.name}' / 'items.parquet'
+    pq.write_table(pq.read_table(path).drop_columns(list(LATER.names)), path)
+    assert reads(read(folder, large, [small_one, large]), small_one, 'ring') > 0
+
+
+def test_what_a_reading_cost_is_added_up(study):
+    folder, cells, engines = study
+    for cell in cells.values():
+        write(folder, cell, 'ring')
+    small_one, large = cells['w32d1-s0'], cells['w64d2-s0']
+    path = folder / 'evaluations' / f'reason-{large.name}' / 'throughput.json'
+    read(folder, large, [large])
+    write_json(path, FIGURES)
+    read(folder, large, [small_one, large])
+    assert read_json(path)['tokens'] == FIGURES['tokens']  # this engine counts nothing
+
+
+FIGURES = {'tokens': 100, 'seconds': 2., 'rows': 10, 'compiles': 1, 'compile_seconds': 1.,
+           'tokens_per_second': 50., 'slot_occupancy': .5, 'padding_waste': .2}
+
+
+def test_figures_of_two_parts_are_those_of_the_whole():
+    other = FIGURES | {'tokens': 300, 'seconds': 2., 'rows': 30, 'slot_occupancy': 1.,
+                       'padding_waste': .6, 'tokens_per_second': 150.}
+    whole = together(FIGURES, other)
+    assert whole == {'tokens': 400, 'seconds': 4., 'rows': 40, 'compiles': 2, 'compile_seconds': 2.,
+                     'tokens_per_second': 100., 'slot_occupancy': pytest.approx(.875),
+                     'padding_waste': pytest.approx(.5)}
+    nothing = dict.fromkeys(FIGURES, 0) | {'slot_occupancy': None, 'padding_waste': None}
+    assert together(FIGURES, nothing) == FIGURES

@@ -268,6 +268,10 @@ def test_a_piece_keeps_the_labels_of_others_and_gives_its_own_to_all_seeds(tmp_p
     assert piece(1, slow | {'label': 'slow'}) == {
         'w32d2-s0-language0.001': 'slow', 'w32d2-s0-language0.0001': 'very',
         'w32d2-s1-language0.001': 'slow'}
+    # A label that is taken away goes for all seeds, and one that is not named stays as it was.
+    assert piece(2, slow) == {
+        **{f'w32d2-s{seed}-language0.001': 'language0.001' for seed in (0, 1, 2)},
+        'w32d2-s0-language0.0001': 'very'}
 
 
 @pytest.mark.parametrize(('more', 'line'), [
@@ -290,6 +294,13 @@ def test_seeds_and_sizes_share_a_label_and_forks_have_their_own():
              for cell in smoke_cells(points) if not cell.is_shared}
     assert found == {(size, seed, label, label != 'slow') for size in ('w32d2', 'w64d2')
                      for seed in (0, 1) for label in ('slow', 'slow steps20')}
+
+
+def test_a_labelled_cell_that_is_asked_otherwise_trains_nothing():
+    points = [{'size': 'w32d2', 'seed': 0}, {
+        'size': 'w32d2', 'seed': 0, 'evaluation.think': 8, 'label': 'short thoughts'}]
+    plain, asked = (cell for cell in smoke_cells(points) if not cell.is_shared)
+    assert (asked.trained_as, asked.label) == (plain.name, 'short thoughts')
 
 
 def test_labels_are_for_points_alone():

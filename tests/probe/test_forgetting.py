@@ -5,7 +5,7 @@ import pytest
 from roots import ROOT
 
 from downscale.commands import main
-from downscale.config import save
+from downscale.config import load, save
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.generate.requests import Reply
@@ -174,3 +174,29 @@ def test_the_command_prints_means_and_leaves_files(study, capsys):
     assert main.main([*command, '--json']) == 0
     rows = json.loads(capsys.readouterr().out)['rows']
     assert any(row['table'] == 'w64d2-s0/caption' for row in rows)
+
+
+def test_of_a_single_seed_the_writer_itself_is_shown_and_guesses_once(study, capsys):
+    folder, _ = study({('w64d2', 'instruct'): able, ('w64d2', 'caption'): silent,
+                       ('w32d1', 'instruct'): able, ('w32d1', 'caption'): silent})
+    for seed in (1, 2):
+        (folder / f'cells/w32d1-s{seed}/caption/DONE.json').unlink()
+    assert main.main(['analyze', 'forgetting', str(folder), '--bootstraps', '200', '--quiet']) == 0
+    printed = capsys.readouterr().out
+    assert 'w32d1-s0/caption' in printed and 'w64d2-s0/caption' not in printed
+    assert printed.count(CONSTANT) == 1 and 'w64d2 caption, mean over seeds' in printed
+    with (folder / 'analysis/forgetting.csv').open() as file:
+        assert 'w64d2-s0/caption' in file.read()
+
+
+def test_writers_of_other_data_are_left_out_by_name(study):
+    folder, asked = study({('w64d2', 'instruct'): able, ('w64d2', 'caption'): silent})
+    path = folder / 'cells/w64d2-s1/caption/experiment.json'
+    value = json.loads(path.read_text())
+    value['evaluation']['scenes'] = 4
+    write_json(path, value)
+    write_json(path.with_name('DONE.json'), {'hash': load(path.parent).hash})
+    found, notes = values(folder)
+    assert not any('w64d2-s1' in model for model in asked)
+    note, = notes
+    assert note.startswith('w64d2-s1/caption: left out, since its world, data or evaluation')

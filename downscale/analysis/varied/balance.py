@@ -16,15 +16,23 @@ def balanced(s: Scored) -> Scored:
     """Return the study with every score weighed, so that means over a family are balanced ones."""
     study = s.whole or s.study
     items = study.items
-    _, first, place = np.unique(items['item_id'].astype(str), return_index=True,
-                                return_inverse=True)
-    # Questions, not replies: a question that was asked more often is no other one.
-    keys = list(zip(items['task'][first], items['gold'][first], strict=True))
-    asked = Counter(keys)
-    questions = Counter(task for task, _ in keys)
-    answers = Counter(task for task, _ in asked)
-    weight = np.array([questions[task] / (answers[task] * asked[task, gold])
-                       for task, gold in keys])
-    scores = items['score'] * weight[place]
+    scores = np.array(items['score'], float)
+    made = {}
+    # Cells of a study may be asked different questions under the same names of families.
+    for rows in study.cells.values():
+        ids, first, place = np.unique(study.codes['item_id'][rows], return_index=True,
+                                      return_inverse=True)
+        if ids.tobytes() not in made:
+            made[ids.tobytes()] = _weights(items['task'][rows][first], items['gold'][rows][first])
+        scores[rows] *= made[ids.tobytes()][place]
     return replace(s, study=replace(study, items={**items, 'score': scores}, averaged={}),
                    whole=None, made={})
+
+
+def _weights(tasks, golds):
+    """Return the weight of each question, whose mean over a family is 1."""
+    keys = list(zip(tasks, golds, strict=True))
+    asked = Counter(keys)
+    questions = Counter(tasks)
+    answers = Counter(task for task, _ in asked)
+    return np.array([questions[task] / (answers[task] * asked[task, gold]) for task, gold in keys])
