@@ -128,7 +128,7 @@ def test_a_folder_of_before_digests_were_kept_is_read_by_the_names_in_it(study):
     done = folder / 'evaluations' / f'reason-{large.name}' / 'DONE.json'
     done.write_text(json.dumps({'hash': large.hash}))
     read(folder, large, [large])
-    assert len(engines) == 1
+    assert len(engines) == 1 and json.loads(done.read_text())['read'][large.name]
     rows = read(folder, large, [small_one, large])
     assert len(engines) == 2 and reads(rows, small_one, 'ring') > 0
     # From then on what is written anew is read anew there, too.
