@@ -63,8 +63,10 @@ def steps(folder, monkeypatch, capsys):
 
 
 def test_downscale_alone_proposes_a_first_study(monkeypatch, capsys, tmp_path):
-    assert steps(ROOT, monkeypatch, capsys)[:2] == ['downscale doctor', overview.EXAMPLE]
     assert 'FILE.py' in steps(tmp_path, monkeypatch, capsys)[1]
+    # As in a checkout in which no study was run yet.
+    (tmp_path / 'experiments').symlink_to(ROOT / 'experiments')
+    assert steps(tmp_path, monkeypatch, capsys)[:2] == ['downscale doctor', overview.EXAMPLE]
 
 
 def test_downscale_alone_knows_the_newest_study(monkeypatch, capsys, tmp_path):
