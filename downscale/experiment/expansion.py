@@ -125,10 +125,24 @@ def _of_trunk(stage, trunk, there):
     return dataclasses.replace(stage, parents=parents, teacher=teacher)
 
 
+def changes_of(cell: Experiment) -> str:
+    """Return what tables call what a cell's point sets beside size and seed; '' for a plain cell.
+
+    It is the label, or else as the cell's name has it, 'language0.001'.
+    """
+    return cell.label or cell.name.partition(f'{cell.size}-s{cell.seed}-')[2]
+
+
 def _check_names(cells):
-    """Raise ValueError where a fork has the name of another cell."""
+    """Raise ValueError where a fork has the name of another cell, or a label is told of two."""
     taken = set()
+    called = {}
     for cell in cells:
+        # Runs that are called alike would pass for seeds of one setting.
+        key = cell.size, cell.seed, changes_of(cell)
+        if not cell.is_shared and called.setdefault(key, cell.name) != cell.name:
+            raise ValueError(f'{called[key]} and {cell.name} would both be called '
+                             f'{shown(key[2])} in tables; give one another label')
         if cell.name.lower() in taken:
             raise ValueError(f'two cells would be called {cell.name}: one is a fork; leave it out '
                              'of sweep() or of `forks`')

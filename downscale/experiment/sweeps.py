@@ -13,6 +13,7 @@ from downscale.experiment import names
 from downscale.values import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget', 'label')
+LONGEST = 60  # characters of a label: more fit no figure
 # What cells of one study may differ in. Those that differ in none of `SEEN` share their tower, and
 # those that differ in `ASKED` alone share all that is trained.
 SEEN = ('world', 'data', 'vision')
@@ -134,25 +135,17 @@ def check(sweep: Collection[dict[str, Any]], stages: Collection[str]) -> None:
             raise ValueError(f'two cells would be called {name}: {shown(taken[name.lower()])} and '
                              f'{shown(point)}')
         taken[name.lower()] = point
-    _check_labels(sweep)
 
 
-def _check_labels(sweep):
-    """Raise ValueError where a label is that of two cells of a size and a seed, or of a plain one.
-    """
-    labelled = {}
-    # Seeds of a setting share a label, which is how their mean is found.
-    for point in sweep:
-        key = point['size'], point['seed'], point.get('label')
-        if not key[2]:
-            continue
-        if point.keys() <= set(POINT):
-            raise ValueError(f'sweep: label {shown(key[2])} is for what a point changes, and '
-                             f'{shown(point)} changes nothing; leave it out')
-        if key in labelled:
-            raise ValueError(f'sweep: {name_of(labelled[key])} and {name_of(point)} are both '
-                             f'labelled {shown(key[2])}')
-        labelled[key] = point
+def _check_label(point):
+    """Raise ValueError where a label is that of a plain point, or would spoil a table."""
+    label = point.get('label', '')
+    if label and point.keys() <= set(POINT):
+        raise ValueError(f'sweep: label {shown(label)} is for what a point changes, and '
+                         f'{shown(point)} changes nothing; leave it out')
+    if len(label) > LONGEST or label.strip() != label or not label.isprintable():
+        raise ValueError(f'sweep: label {shown(label)} must be a line of at most {LONGEST} '
+                         'characters without blanks around it')
 
 
 def _check_point(point, stages):
@@ -169,6 +162,7 @@ def _check_point(point, stages):
         value = point.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f'sweep: {key} {shown(value)} must be of type {kind.__name__}')
+    _check_label(point)
     chosen = point.get('stages', ())
     if not isinstance(chosen, (list, tuple)):
         raise ValueError(f'sweep: stages {shown(chosen)} must be a list of names')

@@ -7,6 +7,7 @@ from typing import Any
 
 from downscale.accounting import stored_bytes, totals
 from downscale.config import Experiment, load
+from downscale.experiment.expansion import changes_of
 from downscale.experiment.factors import factors_of
 from downscale.experiment.shrunk import way_of
 from downscale.experiment.teachers import needs_of
@@ -182,15 +183,9 @@ def ways_of(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def _run_row(cell, by_name):
-    """Return the entry of a cell in the `runs` of study.json.
-
-    `changes` is what its point of the sweep sets beside size and seed: its label, or else as the
-    cell's name has it ('language0.001'), '' for a plain cell.
-    """
-    _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
-    changes = cell.label or changes
+    """Return the entry of a cell in the `runs` of study.json."""
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
-            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
+            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes_of(cell),
             'way': way_of(cell, by_name), 'bytes': _bytes(cell),
             **totals(cell.language, cell.vision)}
 

@@ -54,32 +54,35 @@ def planted(tmp_path_factory):
     return folder
 
 
-def test_what_is_perceived_has_the_true_text_of_an_extraction(planted, tmp_path):
-    folder = tmp_path / 'study'
+def rewritten(planted, folder, change):
+    """The planted study with other rows: `change(row, practised)` gives those in a row's place."""
     shutil.copytree(planted, folder)
     for path in folder.glob('evaluations/*/items.parquet'):
         table = pq.read_table(path)
-        rows = table.to_pylist()
-        more = [{**row, 'text_kind': 'perceived', 'eval_id': f'{row["eval_id"]}-perceived'}
-                for row in rows if (row['condition'], row['text_kind'])
-                == ('gold_text', 'extraction')]
-        pq.write_table(pa.Table.from_pylist(rows + more, schema=table.schema), path)
-    result = by_reader(measures.scored(load_study(folder), 200))
+        rows = []
+        for row in table.to_pylist():
+            rows += change(row, 'practised' in path.parent.name)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    return load_study(folder)
+
+
+def test_what_is_perceived_has_the_true_text_of_an_extraction(planted, tmp_path):
+    def twice(row, practised):
+        if (row['condition'], row['text_kind']) != ('gold_text', 'extraction'):
+            return [row]
+        return [row, row | {'text_kind': 'perceived', 'eval_id': f'{row["eval_id"]}-perceived'}]
+    result = by_reader(measures.scored(rewritten(planted, tmp_path / 'study', twice), 200))
     assert set(result['kinds']) == set(GAINS)
 
 
 def with_golds(planted, folder, gold_of, score=lambda practised, row: row['score']):
-    """The planted study with other right answers, and other scores of the small reasoners."""
-    shutil.copytree(planted, folder)
-    for path in folder.glob('evaluations/*/items.parquet'):
-        table = pq.read_table(path)
-        rows = table.to_pylist()
-        for row in rows:
-            row['gold'] = gold_of(row['item_id'])
-            if row['condition'] == 'gold_text':
-                row['score'] = score('practised' in path.parent.name, row)
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    return by_reader(measures.scored(load_study(folder), 200))
+    """The table of the planted study with other right answers, and other scores from true texts."""
+    def change(row, practised):
+        row = row | {'gold': gold_of(row['item_id'])}
+        if row['condition'] == 'gold_text':
+            row['score'] = score(practised, row)
+        return [row]
+    return by_reader(measures.scored(rewritten(planted, folder, change), 200))
 
 
 def gains(result, what):
@@ -105,20 +108,12 @@ def test_questions_with_an_answer_each_are_balanced_as_they_are(planted, tmp_pat
 
 
 def test_cells_that_were_asked_different_questions_are_balanced_apart(planted, tmp_path):
-    folder = tmp_path / 'study'
-    shutil.copytree(planted, folder)
-    for path in folder.glob('evaluations/*/items.parquet'):
-        table = pq.read_table(path)
-        rows = table.to_pylist()
-        for row in rows:
-            # Of practised readers other questions, of which the rarer answer is the frequent one.
-            other = 'practised' in path.parent.name
-            row['item_id'] += '-other' * other
-            rare = zlib.crc32(row['item_id'][:9].encode()) % 4 == 0
-            row['gold'] = 'a' if rare != other else 'b'
-            row['score'] = 1.
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    s = balanced(measures.scored(load_study(folder), 20))
+    def change(row, practised):
+        # Of practised readers other questions, of which the rarer answer is the frequent one.
+        rare = zlib.crc32(row['item_id'].encode()) % 4 == 0
+        return [row | {'item_id': row['item_id'] + '-other' * practised, 'score': 1.,
+                       'gold': 'a' if rare != practised else 'b'}]
+    s = balanced(measures.scored(rewritten(planted, tmp_path / 'study', change), 20))
     for rows in s.study.cells.values():
         task, score = (s.study.items[name][rows] for name in ('task', 'score'))
         for name in set(task):

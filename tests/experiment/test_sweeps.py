@@ -276,7 +276,11 @@ def test_a_piece_keeps_the_labels_of_others_and_gives_its_own_to_all_seeds(tmp_p
 
 @pytest.mark.parametrize(('more', 'line'), [
     ([{RATE: 1e-3, 'label': 'a'}, {RATE: 2e-3, 'label': 'a'}],
-     "w32d2-s0-language0.001 and w32d2-s0-language0.002 are both labelled 'a'"),
+     "w32d2-s0-language0.001 and w32d2-s0-language0.002 would both be called 'a' in tables"),
+    ([{RATE: 1e-3}, {RATE: 2e-3, 'label': 'language0.001'}],  # what the other is called without one
+     "would both be called 'language0.001' in tables"),
+    *(([{RATE: 1e-3, 'label': label}], 'must be a line of at most 60 characters')
+      for label in ('a\nb', '  ', ' a', 'x' * 61, 'a\x1b[31m')),
     ([{'label': 'plain'}], "label 'plain' is for what a point changes"),
     ([{'budget': '1e9', 'label': 'b'}], "label 'b' is for what a point changes"),
     ([{RATE: 1e-3, 'label': 3}], 'label 3 must be of type str')])
